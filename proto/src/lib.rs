@@ -1,0 +1,13 @@
+//! Wire types of ImageGen. The `.proto` files beside this crate are the documentation of every field.
+
+/// Package `imagegen.v1`: `ImageService` for users, `AdminService` for the operator.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("imagegen.v1");
+}
+
+/// Descriptors of every service in this crate, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Name of the HTTP/2 header and of the scheme that carry a bearer token.
+pub const AUTHORIZATION: &str = "authorization";
