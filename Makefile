@@ -1,0 +1,94 @@
+# The entry points. `make help` lists them. Build output and downloads live in a cache folder outside the checkout.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(IMAGEGEN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/imagegen)
+S := deploy/scripts
+
+# LIBTORCH=2.11 builds against libtorch 2.11 instead of the pinned 2.5.1, from a tree of links with its own lock file.
+LIBTORCH ?= 2.5.1
+ifeq ($(LIBTORCH),2.5.1)
+  TREE := .
+  TARGET := $(CACHE)/target
+else
+  TREE := $(CACHE)/tree-$(LIBTORCH)
+  TARGET := $(CACHE)/target-$(LIBTORCH)
+endif
+CARGO = cd $(TREE) && env $$($(CURDIR)/$(S)/libtorch.sh $(LIBTORCH)) CARGO_TARGET_DIR=$(TARGET) cargo
+# Crates that need no libtorch build and test in seconds without it.
+PLAIN := -p imagegen-core -p imagegen-proto -p imagegen-telemetry -p imagegen-operator -p imagegen -p imagegen-tests
+TORCH := -p imagegen-model -p imagegen-worker
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+# --- Using it
+.PHONY: demo demo-down
+demo: ## Kubernetes, operator, a worker and two pictures, in one command (root, or KUBECONFIG and IMAGES)
+	@$(S)/demo.sh up
+demo-down: ## Remove what the demo made
+	@$(S)/demo.sh down
+
+# --- Building
+.PHONY: setup worker operator cli images libtorch-cuda tree
+setup: ## Install what building, the test cluster and the checks need
+	@$(S)/setup.sh build cluster lint
+tree:
+	@[ $(LIBTORCH) = 2.5.1 ] || $(S)/tree.sh $(LIBTORCH)
+worker: tree ## Release build of the worker (LIBTORCH=2.11 for the newer libtorch)
+	@$(S)/setup.sh build
+	$(CARGO) build --locked --release -p imagegen-worker
+operator: ## Release build of the operator
+	$(CARGO) build --locked --release -p imagegen-operator
+cli: ## Release build of the client
+	$(CARGO) build --locked --release -p imagegen
+images: worker operator ## Container images, as archives in the cache folder
+	@$(S)/build-images.sh
+libtorch-cuda: ## The CUDA libraries beside libtorch, for a machine with a GPU
+	@$(S)/libtorch.sh $(LIBTORCH) --cuda
+
+# --- Generated files
+.PHONY: generate check-generated fixtures
+generate: ## Rewrite the CRD, the chart's copy of it and the plain manifests
+	@$(CARGO) run --quiet --locked -p imagegen-operator -- crd > $(CURDIR)/deploy/crd.yaml.new && mv $(CURDIR)/deploy/crd.yaml.new $(CURDIR)/deploy/crd.yaml
+	@$(S)/generate.sh
+check-generated: generate ## Fail when a generated file differs from what is committed
+	@git diff --exit-code -- deploy charts || { echo "error: generated files differ from what is committed; run make generate and commit the result" >&2; exit 1; }
+fixtures: ## Remake the float fixtures with the Python reference (they differ between CPUs in the last bits)
+	@tests/reference/make_fixtures.sh
+
+# --- Checking
+.PHONY: lint test test-plain test-model test-chart test-cluster test-tools test-2.11
+lint: ## rustfmt, clippy, docs, licences, generated files, shell scripts
+	cargo fmt --all --check
+	$(CARGO) clippy --locked --all-targets $(PLAIN) $(TORCH) -- -D warnings
+	$(CARGO) clippy --locked --all-targets -p imagegen-worker --no-default-features -- -D warnings
+	$(CARGO) doc --quiet --locked --no-deps $(PLAIN) $(TORCH)
+	$(CARGO) deny --locked --log-level error check bans licenses sources
+	@$(MAKE) --no-print-directory check-generated
+	gofmt -l tests/cluster | (! grep .)
+lint: export RUSTDOCFLAGS := -D warnings
+lint: export PATH := $(CACHE)/cargo-tools/bin:$(PATH)
+test: test-plain test-model test-chart test-cluster ## Every test there is
+test-tools: ## Build what the tests of the operator and the cluster need (Kubernetes in one binary, Helm, ...)
+	@$(S)/setup.sh cluster && tests/cluster/tools.sh
+test-plain: test-tools ## Tests that need no libtorch
+	$(CARGO) test --locked $(PLAIN)
+test-model: ## Model and worker: parity with the reference, the server, pictures of the demo model
+	@$(S)/setup.sh build
+	$(CARGO) test --locked $(TORCH)
+test-chart: ## The Helm chart and the manifests, without a cluster
+	@$(S)/setup.sh cluster && $(S)/test-chart.sh
+test-cluster: images cli test-tools ## The product's own images on a real single-node Kubernetes (root)
+	cd tests/cluster && GOCACHE=$(CACHE)/gocache go test -count=1 -timeout 30m ./...
+test-2.11: ## Model and worker tests against libtorch 2.11
+	@$(MAKE) --no-print-directory test-model LIBTORCH=2.11
+
+# --- Measuring
+.PHONY: bench-cpu bench-operator
+bench-cpu: ## Seconds an image on the CPU against the diffusers pipeline, as a ratio from one run
+	@tests/reference/bench_cpu.sh
+bench-operator: test-tools ## Reconcile latency and API calls for 200 ImageGens
+	$(CARGO) bench --locked -p imagegen-operator
