@@ -1,1 +1,32 @@
-//! Z-Image in libtorch.
+//! Z-Image in libtorch: checkpoint in the diffusers folder layout in, pictures out.
+//!
+//! ```text
+//! prompt ─tokenizer→ tokens ─text_encoder→ caption features ─┐
+//! seed ─noise→ latents ─────────────────────────────────────┴→ transformer × steps (guidance, scheduler) → latents ─vae→ pixels
+//! ```
+//!
+//! [`TorchEngine`] is the whole of it behind [`imagegen_core::engine::Engine`]. The module names follow the folders of the
+//! checkpoint and the struct fields follow its keys. Operators of libtorch panic on failure; [`engine`] is the only place
+//! that catches them, so the networks read like their originals.
+//!
+//! Originals, all cited by function: diffusers 0.42.1 and transformers 5.23.0.
+
+mod config;
+pub mod engine;
+mod error;
+mod failure;
+mod guidance;
+pub mod libtorch;
+mod load;
+mod nn;
+mod noise;
+mod scheduler;
+mod text_encoder;
+mod tokenizer;
+mod transformer;
+mod vae;
+mod weights;
+
+pub use engine::{TorchBatch, TorchEngine};
+pub use error::LoadError;
+pub use load::{Device, LoadOptions, LoadProgress, Precision};

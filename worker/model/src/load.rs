@@ -1,0 +1,162 @@
+//! What to load, where to, and how far it is.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use tch::Kind;
+
+/// Number format of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits, the one that parity is defined in.
+    Float32,
+    /// 16 bits with the range of 32.
+    BFloat16,
+}
+
+impl Precision {
+    pub(crate) const fn kind(self) -> Kind {
+        match self {
+            Self::Float32 => Kind::Float,
+            Self::BFloat16 => Kind::BFloat16,
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Float32 => "float32",
+            Self::BFloat16 => "bfloat16",
+        })
+    }
+}
+
+/// A text that names no precision.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a precision is float32 or bfloat16, found \"{0}\"")]
+pub struct ParsePrecisionError(String);
+
+impl FromStr for Precision {
+    type Err = ParsePrecisionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "float32" => Ok(Self::Float32),
+            "bfloat16" => Ok(Self::BFloat16),
+            _ => Err(ParsePrecisionError(text.to_owned())),
+        }
+    }
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU by its number among those that the process sees.
+    Cuda(usize),
+}
+
+impl Device {
+    pub(crate) const fn tch(self) -> tch::Device {
+        match self {
+            Self::Cpu => tch::Device::Cpu,
+            Self::Cuda(index) => tch::Device::Cuda(index),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// A text that names no device.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a device is cpu, cuda or cuda:N, found \"{0}\"")]
+pub struct ParseDeviceError(String);
+
+impl FromStr for Device {
+    type Err = ParseDeviceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || ParseDeviceError(text.to_owned());
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let index = text.strip_prefix("cuda:").ok_or_else(invalid)?;
+                index.parse().map(Self::Cuda).map_err(|_| invalid())
+            }
+        }
+    }
+}
+
+/// What to load, and where to.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Folder with model_index.json, in the diffusers layout.
+    pub model_dir: PathBuf,
+    /// Precision of text encoder and transformer.
+    pub precision: Precision,
+    /// Precision of the VAE; `None` is the one of the rest.
+    pub vae_precision: Option<Precision>,
+    /// Where the model runs.
+    pub device: Device,
+    /// Threads of one libtorch operator on the CPU, for the whole process; `None` leaves libtorch's own choice.
+    pub threads: Option<NonZeroUsize>,
+}
+
+impl LoadOptions {
+    /// float32 on the CPU.
+    #[must_use]
+    pub fn new(model_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            model_dir: model_dir.into(),
+            precision: Precision::Float32,
+            vae_precision: None,
+            device: Device::Cpu,
+            threads: None,
+        }
+    }
+}
+
+/// How far loading is, in bytes of the weight files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Read so far.
+    pub loaded_bytes: u64,
+    /// Of this many; files or parts of them that generation does not use are not counted.
+    pub total_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for device in [Device::Cpu, Device::Cuda(0), Device::Cuda(3)] {
+            assert_eq!(device.to_string().parse(), Ok(device));
+        }
+        for precision in [Precision::Float32, Precision::BFloat16] {
+            assert_eq!(precision.to_string().parse(), Ok(precision));
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+    }
+
+    #[test]
+    fn other_names_are_refused() {
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+        assert!("float16".parse::<Precision>().is_err());
+    }
+}
