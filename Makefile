@@ -59,6 +59,10 @@ check-generated: generate ## Fail when a generated file differs from what is com
 fixtures: ## Remake the float fixtures with the Python reference (they differ between CPUs in the last bits)
 	@tests/reference/make_fixtures.sh
 
+.PHONY: lock-2.11
+lock-2.11: ## Refresh Cargo-2.11.lock after Cargo.lock changed
+	@cp Cargo.lock Cargo-2.11.lock && $(S)/tree.sh 2.11 && cd $(CACHE)/tree-2.11 && cargo update -p tch --precise 0.24.0
+
 # --- Checking
 .PHONY: lint test test-plain test-model test-chart test-cluster test-tools test-2.11
 lint: ## rustfmt, clippy, docs, licences, generated files, shell scripts
@@ -66,6 +70,8 @@ lint: ## rustfmt, clippy, docs, licences, generated files, shell scripts
 	$(CARGO) clippy --locked --all-targets $(PLAIN) $(TORCH) -- -D warnings
 	$(CARGO) clippy --locked --all-targets -p imagegen-worker --no-default-features -- -D warnings
 	$(CARGO) doc --quiet --locked --no-deps $(PLAIN) $(TORCH)
+	@$(S)/tree.sh 2.11 && cd $(CACHE)/tree-2.11 && cargo metadata --locked --format-version 1 >/dev/null || { echo "error: Cargo-2.11.lock is behind Cargo.lock; run make lock-2.11 and commit the result" >&2; exit 1; }
+	$(CACHE)/lint-venv/bin/shellcheck -x -P SCRIPTDIR $(S)/*.sh .ci/run $(wildcard tests/*/*.sh)
 	$(CARGO) deny --locked --log-level error check bans licenses sources
 	@$(MAKE) --no-print-directory check-generated
 	gofmt -l tests/cluster | (! grep .)
