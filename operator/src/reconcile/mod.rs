@@ -1,0 +1,3 @@
+//! One reconcile: five steps, one file each.
+
+pub mod types;
