@@ -28,7 +28,7 @@ UNPACK
 chmod +x "$work/unpack"
 include=$(IFS=,; echo "${PACKAGES[*]}")
 PACKAGES="${PACKAGES[*]}" ROOTFS=$root mmdebstrap --quiet --variant=extract --include="$include" --format=null \
-    --extract-hook="$work/unpack"' "$1"' "$suite" /dev/null
+    --extract-hook="$work/unpack \"\$1\"" "$suite" /dev/null
 
 cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
 echo 'root:x:0:0:root:/:/sbin/nologin
@@ -42,8 +42,11 @@ chmod 1777 "$root/tmp"
 find "$root/usr/share/doc" -type f ! -name copyright -delete
 find "$root/usr/share/doc" -type l -delete
 find "$root/usr/share/doc" -type d -empty -delete
-rm -rf "$root"/usr/share/{ca-certificates,gcc,gdb,lintian,locale,man} "$root"/usr/{bin,sbin}/* "$root"/etc/{ca-certificates,ld.so.conf.d,ld.so.conf} \
-    "$root"/usr/lib/x86_64-linux-gnu/gconv "$root"/var/{cache,log} "$root"/usr/share/bug
+(
+    cd "$root"
+    rm -rf usr/share/{bug,ca-certificates,gcc,gdb,lintian,locale,man} usr/bin/* usr/sbin/* etc/{ca-certificates,ld.so.conf.d,ld.so.conf} \
+        usr/lib/x86_64-linux-gnu/gconv var/cache var/log
+)
 
 tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$root" -cf "$tar.part" .
 mv "$tar.part" "$tar"

@@ -1,0 +1,43 @@
+{{/* What the operator may do in every namespace it watches. Secrets cannot be listed or watched: it gets its own by name. */}}
+{{- define "imagegen.reconcileRules" -}}
+- apiGroups: [imagegen.dev]
+  resources: [imagegens]
+  verbs: [get, list, watch, patch]
+- apiGroups: [imagegen.dev]
+  resources: [imagegens/status]
+  verbs: [get, patch]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services, configmaps]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
+
+{{/* What the operator may do in its own namespace only: the leader's Lease and the Secret with its certificate authority. */}}
+{{- define "imagegen.ownNamespaceRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [get, create, patch, update]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, patch, update]
+{{- end }}
