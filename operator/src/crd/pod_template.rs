@@ -17,27 +17,27 @@ use super::schema::{bare, keyed};
 #[serde(rename_all = "camelCase")]
 pub struct PodTemplate {
     /// Labels of the pods, beside the operator's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<BTreeMap<String, String>>")]
     pub labels: Option<BTreeMap<String, String>>,
     /// Annotations of the pods.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<BTreeMap<String, String>>")]
     pub annotations: Option<BTreeMap<String, String>>,
     /// Labels that a node must have.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<BTreeMap<String, String>>")]
     pub node_selector: Option<BTreeMap<String, String>>,
     /// Taints that the pods tolerate, beside that of the GPU resource.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<Vec<Toleration>>")]
     pub tolerations: Option<Vec<Toleration>>,
     /// Rules about nodes and neighbours, as in a pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<Affinity>")]
     pub affinity: Option<Affinity>,
     /// How the pods spread over zones and nodes, as in a pod. A constraint without a labelSelector counts the pods of this ImageGen.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "spread_schema")]
     pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
     /// RuntimeClass of the pods, for example nvidia.
@@ -53,27 +53,27 @@ pub struct PodTemplate {
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
     /// Secrets for pulling the worker image and a model image.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "pull_secrets_schema")]
     pub image_pull_secrets: Option<Vec<LocalObjectReference>>,
     /// Containers that run before the worker, as in a pod. What their securityContext leaves open is filled in as the restricted Pod Security Standard asks.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "init_containers_schema")]
     pub init_containers: Option<Vec<Container>>,
     /// Environment of the worker container. Variables that the operator sets itself (those of fields of this spec) are left out, and the Ready condition names them.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "env_schema")]
     pub env: Option<Vec<EnvVar>>,
     /// Volumes of the pods. hostPath is refused unless the operator runs with --allow-host-path, and types that the restricted Pod Security Standard does not list need --allow-privileged-pods.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "volumes_schema")]
     pub volumes: Option<Vec<Volume>>,
     /// Mounts of the worker container.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "volume_mounts_schema")]
     pub volume_mounts: Option<Vec<VolumeMount>>,
     /// Security context of the pods. Root and what the restricted Pod Security Standard forbids are refused unless the operator runs with --allow-privileged-pods.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<PodSecurityContext>")]
     pub security_context: Option<PodSecurityContext>,
 }

@@ -65,6 +65,9 @@ pub(crate) fn walk(schema: &mut Map<String, Value>, change: &mut impl FnMut(&mut
 fn strip(schema: &mut Map<String, Value>) {
     walk(schema, &mut |schema| {
         schema.remove("description");
+        if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+            properties.remove("managedFields");
+        }
     });
 }
 

@@ -28,11 +28,11 @@ pub struct ServiceSpec {
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
     /// Annotations of both Services.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<BTreeMap<String, String>>")]
     pub annotations: Option<BTreeMap<String, String>>,
     /// Labels of both Services, beside the operator's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<BTreeMap<String, String>>")]
     pub labels: Option<BTreeMap<String, String>>,
     /// TLS of the public port. Absent: clear text (h2c).

@@ -54,7 +54,7 @@ pub struct WorkerSpec {
     #[schemars(range(min = 0.1, max = 1.0))]
     pub memory_limit_ratio: Option<f64>,
     /// Size classes for warm-up and accounting; a request is charged at the smallest that covers it. Absent: the worker's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "buckets_schema")]
     pub buckets: Option<Vec<Bucket>>,
     /// The queue of a worker.
@@ -145,11 +145,11 @@ pub struct GpuClaim {
 #[serde(rename_all = "camelCase")]
 pub struct ResourcesSpec {
     /// What the scheduler sets aside, by resource name.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<BTreeMap<String, Quantity>>")]
     pub requests: Option<BTreeMap<String, Quantity>>,
     /// What the container may use at most, by resource name. A memory limit also counts the page cache of the model file.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bare::<BTreeMap<String, Quantity>>")]
     pub limits: Option<BTreeMap<String, Quantity>>,
 }
