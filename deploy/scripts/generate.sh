@@ -2,6 +2,7 @@
 # Makes the generated files of the chart and of `kubectl apply -k deploy` from their sources:
 #   charts/imagegen/files/crd.yaml   deploy/crd.yaml (itself printed by `imagegen-operator crd`)
 #   deploy/operator.yaml             the chart with its default values
+#   docs/install.md                  its table of values, from charts/imagegen/values.yaml
 # With --check: changes nothing, and fails when a committed file differs.
 . "$(dirname "$0")/lib.sh"
 
@@ -20,6 +21,14 @@ operator_manifests() {
         | sed -e '/^# Source: /d' -e '/^ *helm.sh\/chart: /d' -e '/^ *app.kubernetes.io\/managed-by: Helm$/d'
 }
 
+install_document() {
+    local page=$ROOT/docs/install.md
+    sed '/^<!-- generated from charts/q' "$page"
+    printf '| value | default | |\n| --- | --- | --- |\n'
+    awk -f "$ROOT/deploy/scripts/values-table.awk" "$ROOT/charts/imagegen/values.yaml"
+    sed -n '/^<!-- end of generated text/,$p' "$page"
+}
+
 failed=0
 # put FILE: standard input is what FILE has to hold.
 put() {
@@ -35,4 +44,5 @@ put() {
 
 put charts/imagegen/files/crd.yaml <"$ROOT/deploy/crd.yaml"
 operator_manifests | put deploy/operator.yaml
+install_document | put docs/install.md
 exit "$failed"
