@@ -11,6 +11,7 @@
 //!
 //! Originals, all cited by function: diffusers 0.42.1 and transformers 5.23.0.
 
+mod checkpoint;
 mod config;
 pub mod engine;
 mod error;

@@ -1,0 +1,179 @@
+//! A whole checkpoint, read in two passes: everything is checked before the first weight is read.
+
+use std::path::{Path, PathBuf};
+
+use crate::LoadError;
+use crate::config::{ModelIndex, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
+use crate::load::{LoadOptions, LoadProgress};
+use crate::text_encoder::TextEncoder;
+use crate::tokenizer::Tokenizer;
+use crate::transformer::Transformer;
+use crate::vae::VaeDecoder;
+use crate::weights::{OnRead, Shards, Tally, Weights};
+
+/// All parts of a checkpoint.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) pipeline: String,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) scheduler: SchedulerConfig,
+    pub(crate) text_encoder: TextEncoder,
+    pub(crate) transformer: Transformer,
+    pub(crate) vae: VaeDecoder,
+    pub(crate) configs: Configs,
+    /// Resident bytes of all weights.
+    pub(crate) weight_bytes: u64,
+    /// Numbers in all weights.
+    pub(crate) parameters: u64,
+}
+
+/// Settings of the networks.
+#[derive(Debug)]
+pub(crate) struct Configs {
+    pub(crate) text_encoder: TextEncoderConfig,
+    pub(crate) transformer: TransformerConfig,
+    pub(crate) vae: VaeConfig,
+}
+
+/// One network: where its tensors are, how they are walked, and what else may lie there.
+struct Network<'a, N> {
+    component: &'static str,
+    class: &'static str,
+    shards: Shards,
+    prefix: &'static str,
+    build: &'a dyn Fn(&mut Weights<'_>) -> Result<N, LoadError>,
+    may_be_unused: &'a dyn Fn(&str) -> bool,
+}
+
+impl<N> Network<'_, N> {
+    /// Compares names, shapes and types with the files.
+    fn check(&self) -> Result<Tally, LoadError> {
+        let mut weights = Weights::check(&self.shards, self.component, self.prefix);
+        (self.build)(&mut weights)?;
+        weights.finish(self.class, self.may_be_unused)
+    }
+
+    fn read(&self, device: tch::Device, kind: tch::Kind, on_read: OnRead<'_>) -> Result<N, LoadError> {
+        (self.build)(&mut Weights::read(&self.shards, self.component, self.prefix, device, kind, on_read))
+    }
+}
+
+impl Checkpoint {
+    /// # Errors
+    /// When any file is missing or not as expected; nothing stays loaded then.
+    pub(crate) fn read(
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, LoadError> {
+        let dir = existing_folder(&options.model_dir)?;
+        let ModelIndex { pipeline } = ModelIndex::read(dir)?;
+        let scheduler = SchedulerConfig::read(dir)?;
+        let tokenizer = Tokenizer::read(dir)?;
+        let configs = Configs {
+            text_encoder: TextEncoderConfig::read(dir)?,
+            transformer: TransformerConfig::read(dir)?,
+            vae: VaeConfig::read(dir)?,
+        };
+        configs.agree(dir)?;
+        let device = options.device.tch();
+
+        let shards = Shards::open(&dir.join("text_encoder"), "model")?;
+        let text_encoder = Network {
+            component: "text_encoder",
+            class: "Qwen3Model",
+            // Saved from the bare model or from the one with a head.
+            prefix: if shards.contains("model.embed_tokens.weight") { "model." } else { "" },
+            shards,
+            build: &|weights| TextEncoder::new(weights, &configs.text_encoder),
+            may_be_unused: &|name| TextEncoder::may_be_unused(&configs.text_encoder, name),
+        };
+        let transformer = Network {
+            component: "transformer",
+            class: "ZImageTransformer2DModel",
+            prefix: "",
+            shards: Shards::open(&dir.join("transformer"), "diffusion_pytorch_model")?,
+            build: &|weights| Transformer::new(weights, &configs.transformer, device),
+            may_be_unused: &|_| false,
+        };
+        let vae = Network {
+            component: "vae",
+            class: "AutoencoderKL",
+            prefix: "",
+            shards: Shards::open(&dir.join("vae"), "diffusion_pytorch_model")?,
+            build: &|weights| VaeDecoder::new(weights, &configs.vae),
+            may_be_unused: &|name| VaeDecoder::may_be_unused(&configs.vae, name),
+        };
+
+        let (kind, vae_kind) = (options.precision.kind(), options.vae_precision.unwrap_or(options.precision).kind());
+        let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
+        let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
+        let mut loaded_bytes = 0;
+        let mut on_read = |bytes: u64| {
+            loaded_bytes += bytes;
+            progress(LoadProgress { loaded_bytes, total_bytes });
+        };
+        on_read(0);
+        let (text_encoder, transformer, vae) = (
+            text_encoder.read(device, kind, &mut on_read)?,
+            transformer.read(device, kind, &mut on_read)?,
+            vae.read(device, vae_kind, &mut on_read)?,
+        );
+        Ok(Self {
+            pipeline,
+            tokenizer,
+            scheduler,
+            text_encoder,
+            transformer,
+            vae,
+            configs,
+            weight_bytes: tallies.iter().map(|(tally, kind)| tally.parameters * kind.elt_size_in_bytes() as u64).sum(),
+            parameters: tallies.iter().map(|(tally, _)| tally.parameters).sum(),
+        })
+    }
+}
+
+impl Configs {
+    /// What one network hands to the next must fit.
+    fn agree(&self, dir: &Path) -> Result<(), LoadError> {
+        let disagree = |key: &str, expected: String, found: i64| LoadError::Field {
+            path: dir.join("transformer/config.json"),
+            key: key.to_owned(),
+            expected,
+            found: found.to_string(),
+        };
+        let (captions, latents) = (self.transformer.cap_feat_dim, self.transformer.in_channels);
+        if captions != self.text_encoder.hidden_size {
+            let expected = format!("hidden_size of text_encoder/config.json, {}", self.text_encoder.hidden_size);
+            return Err(disagree("cap_feat_dim", expected, captions));
+        }
+        if latents != self.vae.latent_channels {
+            let expected = format!("latent_channels of vae/config.json, {}", self.vae.latent_channels);
+            return Err(disagree("in_channels", expected, latents));
+        }
+        if self.max_prompt_tokens() < 1 {
+            return Err(disagree("axes_lens", "a first number of at least 34".to_owned(), self.transformer.axes_lens[0]));
+        }
+        Ok(())
+    }
+
+    /// Longest prompt in tokens: diffusers cuts at 512, the position table has to hold the padded caption, position 0 and the
+    /// image behind it.
+    pub(crate) fn max_prompt_tokens(&self) -> i64 {
+        const DIFFUSERS_MAX_SEQUENCE_LENGTH: i64 = 512;
+        let table = (self.transformer.axes_lens[0] - 2) / 32 * 32;
+        DIFFUSERS_MAX_SEQUENCE_LENGTH.min(table).min(self.text_encoder.max_position_embeddings)
+    }
+}
+
+fn existing_folder(dir: &Path) -> Result<&Path, LoadError> {
+    let unreadable = |source| LoadError::Unreadable {
+        path: PathBuf::from(dir),
+        expected: "a folder with model_index.json in it".to_owned(),
+        source,
+    };
+    match std::fs::metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => Ok(dir),
+        Ok(_) => Err(unreadable(std::io::ErrorKind::NotADirectory.into())),
+        Err(source) => Err(unreadable(source)),
+    }
+}
