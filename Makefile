@@ -79,7 +79,7 @@ lint: export RUSTDOCFLAGS := -D warnings
 lint: export PATH := $(CACHE)/cargo-tools/bin:$(PATH)
 test: test-plain test-model test-chart test-cluster ## Every test there is
 test-tools: ## Build what the tests of the operator and the cluster need (Kubernetes in one binary, Helm, ...)
-	@$(S)/setup.sh cluster && tests/cluster/tools.sh
+	@$(S)/setup.sh cluster && $(S)/test-tools.sh
 test-plain: test-tools ## Tests that need no libtorch
 	$(CARGO) test --locked $(PLAIN)
 test-model: ## Model and worker: parity with the reference, the server, pictures of the demo model
@@ -88,7 +88,7 @@ test-model: ## Model and worker: parity with the reference, the server, pictures
 test-chart: ## The Helm chart and the manifests, without a cluster
 	@$(S)/setup.sh cluster && $(S)/test-chart.sh
 test-cluster: images cli test-tools ## The product's own images on a real single-node Kubernetes (root)
-	cd tests/cluster && GOCACHE=$(CACHE)/gocache go test -count=1 -timeout 30m ./...
+	cd tests/cluster && go test -count=1 -timeout 30m ./...
 test-2.11: ## Model and worker tests against libtorch 2.11
 	@$(MAKE) --no-print-directory test-model LIBTORCH=2.11
 

