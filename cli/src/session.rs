@@ -44,6 +44,11 @@ impl Trouble {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
     }
 
+    /// Remembers `text` unless there is something better.
+    pub fn set_if_empty(&self, text: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+    }
+
     /// What was remembered since the last call.
     #[must_use]
     pub fn take(&self) -> Option<String> {

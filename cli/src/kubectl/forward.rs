@@ -70,20 +70,20 @@ impl Dial {
         let target = &targets[self.attempts.fetch_add(1, Ordering::Relaxed) % targets.len()];
         let mut forwarder = self.cluster.forward(target).await?;
         let stream = forwarder.take_stream(target.port).ok_or_else(|| Error::NoPort(self.object.name.clone()))?;
-        let told = forwarder.take_error(target.port);
+        let told = forwarder.take_error(target.port).ok_or_else(|| Error::NoPort(self.object.name.clone()))?;
         let (trouble, Target { pod, .. }) = (self.trouble.clone(), target.clone());
         self.tasks.spawn(async move {
-            let listen = async {
-                if let Some(told) = told
-                    && let Some(text) = told.await
-                {
+            // Either way the task of the port forward is in sight until the last bytes of a cancelled stream are sent.
+            match told.await {
+                Some(text) => {
                     trouble.set(format!("pod {pod}: {}", text.trim()));
+                    forwarder.abort();
                 }
-            };
-            // Joining keeps the task of a cancelled stream in sight until its last bytes are sent.
-            let (_, ended) = tokio::join!(listen, forwarder.join());
-            if let Err(error) = ended {
-                trouble.set(format!("pod {pod}: {error}"));
+                None => {
+                    if let Err(error) = forwarder.join().await {
+                        trouble.set_if_empty(format!("pod {pod}: {error}"));
+                    }
+                }
             }
         });
         Ok(TokioIo::new(stream))
