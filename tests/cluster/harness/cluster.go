@@ -63,7 +63,7 @@ func (c *Cluster) path(parts ...string) string {
 }
 
 // Kubeconfig is the path of the administrator's kubeconfig.
-func (c *Cluster) Kubeconfig() string { return c.path("pki", "admin.kubeconfig") }
+func (c *Cluster) Kubeconfig() string { return c.path("kubeconfig") }
 
 // Bin is the folder with the cluster's kubectl, ctr and components.
 func (c *Cluster) Bin() string { return c.path("bin") }

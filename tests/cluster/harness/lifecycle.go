@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +41,7 @@ func Up(dir string, slot int, log io.Writer) (*Cluster, error) {
 		}
 		// Half a cluster, or one from before a reboot: its data stays, its processes and mounts go.
 		slot = old.Slot
+		old.say("clearing what an earlier run left in %s", dir)
 		if err := old.Down(false); err != nil {
 			return nil, err
 		}
@@ -256,7 +258,6 @@ func (c *Cluster) Down(wipe bool) error {
 			return err
 		}
 	}
-	c.say("cluster in %s is down", c.Dir)
 	return nil
 }
 
@@ -306,4 +307,19 @@ func (c *Cluster) unmount() error {
 // unescape undoes the octal escapes of /proc/self/mounts.
 func unescape(path string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
+}
+
+// ContainerPid is the first process of a container, by the ID that the pod's status has (with or without its scheme).
+func (c *Cluster) ContainerPid(id string) (int, error) {
+	id = strings.TrimPrefix(id, "containerd://")
+	out, err := c.ctr(10*time.Second, "tasks", "ls")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(out) {
+		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == id {
+			return strconv.Atoi(fields[1])
+		}
+	}
+	return 0, fmt.Errorf("container %s does not run", id)
 }

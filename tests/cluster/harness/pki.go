@@ -180,5 +180,9 @@ users: [{name: %s, user: {client-certificate-data: %s, client-key-data: %s}}]
 contexts: [{name: imagegen, context: {cluster: imagegen, user: %s}}]
 current-context: imagegen
 `, c.Server(), encoded[0], user, encoded[1], encoded[2], user)
-	return os.WriteFile(c.path("pki", user+".kubeconfig"), []byte(text), 0o600)
+	file := c.path("pki", user+".kubeconfig")
+	if user == "admin" {
+		file = c.Kubeconfig()
+	}
+	return os.WriteFile(file, []byte(text), 0o600)
 }

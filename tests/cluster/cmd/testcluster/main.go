@@ -92,6 +92,10 @@ func run(args []string) error {
 		fmt.Print(text)
 		return err
 	default:
-		return cluster.Down(*wipe)
+		if err := cluster.Down(*wipe); err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "the cluster in %s is down\n", cluster.Dir)
+		return nil
 	}
 }
