@@ -1,1 +1,37 @@
-//! The ImageGen worker.
+//! The ImageGen worker: a gRPC server around one loaded model.
+//!
+//! ```text
+//! connections ─→ service ─parse(pure)→ Request ─admit→ dispatcher: queue ─→ engine thread ─RGB→ call: encode ─→ stream
+//!     tls, auth      status (one table)             health, metrics, admin read its snapshot
+//! ```
+//!
+//! One OS thread owns the engine and with it the device. Everything else is asynchronous and only talks to that thread
+//! through the [dispatcher](dispatcher).
+
+pub mod cli;
+pub mod generate;
+pub mod run;
+pub mod scripted;
+
+mod admin;
+mod auth;
+mod call;
+mod calls;
+mod connections;
+mod device;
+mod dispatcher;
+mod driver;
+mod duration;
+mod encode;
+mod engine_thread;
+mod health;
+mod metrics;
+mod output;
+mod reload;
+mod service;
+mod settings;
+mod status;
+mod tls;
+#[cfg(feature = "torch")]
+mod torch;
+mod wire;

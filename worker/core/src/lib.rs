@@ -1,10 +1,17 @@
 //! The rules of an ImageGen worker. Everything here is pure: no clock, no environment, no tensors, no network.
 //!
 //! ```text
-//! bytes ─parse→ GenerateRequest ─admit→ queue ─→ ImageSpec ─engine thread→ RgbImage ─encode→ reply
+//! bytes ─parse→ Request ─admit→ queue ─→ ImageSpec ─engine thread→ RgbImage ─encode→ reply
 //! ```
 //!
 //! The only seam to the model is [`engine::Engine`].
 
+pub mod bucket;
 pub mod engine;
+pub mod eta;
+pub mod geometry;
+pub mod queue;
+pub mod request;
+pub mod rules;
 pub mod spec;
+pub mod text;

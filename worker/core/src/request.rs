@@ -1,0 +1,349 @@
+//! From the fields of a call to a request in which everything is checked and filled in.
+
+use crate::{
+    bucket::Bucket,
+    geometry::{self, TooLarge},
+    rules::Rules,
+    spec::{Guidance, ImageSpec, SchedulerKind, Size},
+    text,
+};
+
+/// File format of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, strum::Display, strum::EnumString, strum::VariantArray)]
+#[strum(serialize_all = "lowercase")]
+pub enum ImageFormat {
+    /// Lossless.
+    #[default]
+    Png,
+    /// Quality 90.
+    Jpeg,
+    /// Lossless.
+    Webp,
+}
+
+impl ImageFormat {
+    /// Media type.
+    #[must_use]
+    pub const fn mime(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Webp => "image/webp",
+        }
+    }
+}
+
+/// A value of a closed list: absent, known, or what was found instead.
+pub type Choice<T> = Result<Option<T>, String>;
+
+/// The fields of a call, unchecked.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "each field is documented in image.proto")]
+pub struct RawRequest {
+    pub prompt: String,
+    pub negative_prompt: String,
+    pub width: Option<u32>,
+    pub height: Option<u32>,
+    pub steps: Option<u32>,
+    pub guidance_scale: Option<f64>,
+    pub cfg_normalization: Option<f64>,
+    pub cfg_truncation: Option<f64>,
+    pub seed: Option<u32>,
+    pub count: Option<u32>,
+    pub format: Choice<ImageFormat>,
+    pub scheduler: Choice<SchedulerKind>,
+    pub priority: i32,
+    pub preview_every: u32,
+    pub reproducible: bool,
+    pub request_id: String,
+}
+
+impl Default for RawRequest {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            width: None,
+            height: None,
+            steps: None,
+            guidance_scale: None,
+            cfg_normalization: None,
+            cfg_truncation: None,
+            seed: None,
+            count: None,
+            format: Ok(None),
+            scheduler: Ok(None),
+            priority: 0,
+            preview_every: 0,
+            reproducible: false,
+            request_id: String::new(),
+        }
+    }
+}
+
+/// A request that can be made as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Not empty.
+    pub prompt: String,
+    /// Empty unless guidance is on.
+    pub negative_prompt: String,
+    /// Size of each picture.
+    pub size: Size,
+    /// Size the latents are made for.
+    pub latent_size: Size,
+    /// What each image is charged as.
+    pub bucket: Bucket,
+    /// At least 1.
+    pub steps: u32,
+    /// Guidance.
+    pub guidance: Guidance,
+    /// Seed of image 0.
+    pub seed: u32,
+    /// Images, at least 1.
+    pub count: u32,
+    /// Format of the pictures.
+    pub format: ImageFormat,
+    /// Scheduler.
+    pub scheduler: SchedulerKind,
+    /// Higher starts first.
+    pub priority: i32,
+    /// Each image is made alone.
+    pub reproducible: bool,
+    /// The caller's id; empty when it gave none.
+    pub request_id: String,
+    /// Sentences about what was changed.
+    pub warnings: Vec<String>,
+}
+
+impl Request {
+    /// Seed of image `index`, wrapping at 2^32.
+    #[must_use]
+    pub const fn image_seed(&self, index: u32) -> u32 {
+        self.seed.wrapping_add(index)
+    }
+
+    /// The images to be made, in order.
+    #[must_use]
+    pub fn specs(&self) -> Vec<ImageSpec> {
+        let spec = |index| ImageSpec {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            latent_size: self.latent_size,
+            size: self.size,
+            steps: self.steps,
+            guidance: self.guidance,
+            seed: self.image_seed(index),
+            scheduler: self.scheduler,
+        };
+        (0..self.count).map(spec).collect()
+    }
+
+    /// Images of this request that are made together, at least 1.
+    #[must_use]
+    pub const fn batch_size(&self) -> u32 {
+        if self.reproducible || self.bucket.max_batch == 0 { 1 } else { self.bucket.max_batch }
+    }
+
+    /// Whether a step runs the transformer twice.
+    #[must_use]
+    pub fn is_guided(&self) -> bool {
+        self.guidance.scale > 0.0
+    }
+}
+
+/// One field that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Name of the field in image.proto.
+    pub field: &'static str,
+    /// What was expected and what was found.
+    pub description: String,
+}
+
+/// Why a request cannot be made by this worker, now or later.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Fields that are wrong; all of them.
+    #[error("{}", sentence(.0))]
+    Invalid(Vec<Violation>),
+    /// Larger than every bucket.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+}
+
+fn sentence(violations: &[Violation]) -> String {
+    let parts: Vec<_> =
+        violations.iter().map(|Violation { field, description }| format!("{field} {description}")).collect();
+    parts.join("; ")
+}
+
+/// Range of `priority`.
+const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
+
+/// Longest `request_id`.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// The checked request. `random_seed` is used where the call has no seed; `count_tokens` counts as the engine does.
+///
+/// # Errors
+/// Every field that is wrong at once, or that no bucket covers the size.
+pub fn parse(
+    raw: RawRequest,
+    rules: &Rules,
+    random_seed: u32,
+    count_tokens: &dyn Fn(&str) -> Result<usize, String>,
+) -> Result<Request, RequestError> {
+    let mut violations = Violations::default();
+    let mut warnings = Vec::new();
+
+    violations.text("prompt", text::check_prompt(&raw.prompt));
+    violations.text("negative_prompt", text::check_characters(&raw.negative_prompt));
+    let size = Size {
+        width: raw.width.unwrap_or(rules.defaults.size.width),
+        height: raw.height.unwrap_or(rules.defaults.size.height),
+    };
+    violations.size(size, rules);
+    let steps = raw.steps.unwrap_or(rules.defaults.steps);
+    violations.range("steps", steps, 1, rules.limits.max_steps);
+    let count = raw.count.unwrap_or(1);
+    violations.range("count", count, 1, rules.limits.max_images_per_request);
+    let guidance = guidance(&raw, rules, &mut violations, &mut warnings);
+    let format = violations.choice("format", raw.format).unwrap_or_default();
+    let scheduler = violations.choice("scheduler", raw.scheduler).unwrap_or_default();
+    if !PRIORITIES.contains(&raw.priority) {
+        violations.add("priority", format!("must be -100 to 100, found {}", raw.priority));
+    }
+    if raw.preview_every > 0 {
+        let found = raw.preview_every;
+        violations
+            .add("preview_every", format!("previews are not supported by this worker: leave it at 0, found {found}"));
+    }
+    violations.request_id(&raw.request_id);
+    if violations.is_empty() {
+        match count_tokens(&raw.prompt) {
+            Ok(tokens) => warnings.extend(cut_warning(tokens, rules.model.max_prompt_tokens)),
+            Err(reason) => violations.add("prompt", format!("cannot be turned into tokens: {reason}")),
+        }
+    }
+    violations.into_result()?;
+
+    let plan = geometry::plan(size, rules)?;
+    warnings.extend(plan.warning);
+    Ok(Request {
+        prompt: raw.prompt,
+        negative_prompt: raw.negative_prompt,
+        size,
+        latent_size: plan.latent_size,
+        bucket: plan.bucket,
+        steps,
+        guidance,
+        seed: raw.seed.unwrap_or(random_seed),
+        count,
+        format,
+        scheduler,
+        priority: raw.priority,
+        reproducible: raw.reproducible,
+        request_id: raw.request_id,
+        warnings,
+    })
+}
+
+fn cut_warning(tokens: usize, max_tokens: u32) -> Option<String> {
+    let cut = tokens.checked_sub(max_tokens as usize).filter(|&cut| cut > 0)?;
+    Some(format!(
+        "The prompt has {tokens} tokens with the chat template: cut at {max_tokens}, the last {cut} are ignored."
+    ))
+}
+
+fn guidance(raw: &RawRequest, rules: &Rules, violations: &mut Violations, warnings: &mut Vec<String>) -> Guidance {
+    let scale = raw.guidance_scale.unwrap_or(rules.defaults.guidance_scale);
+    let normalization = raw.cfg_normalization.unwrap_or(Guidance::OFF.normalization);
+    let truncation = raw.cfg_truncation.unwrap_or(Guidance::OFF.truncation);
+    violations.at_least_0("guidance_scale", scale);
+    violations.at_least_0("cfg_normalization", normalization);
+    if !(0.0..=1.0).contains(&truncation) {
+        violations.add("cfg_truncation", format!("must be a number from 0 to 1, found {truncation}"));
+    }
+    if scale > 0.0 {
+        return Guidance { scale, normalization, truncation };
+    }
+    if !raw.negative_prompt.is_empty() {
+        violations.add("negative_prompt", "needs guidance_scale above 0; without guidance it has no effect".into());
+    }
+    for (field, changed) in [("cfg_normalization", normalization > 0.0), ("cfg_truncation", truncation < 1.0)] {
+        if changed {
+            warnings.push(format!("{field} has no effect while guidance_scale is 0."));
+        }
+    }
+    Guidance::OFF
+}
+
+/// All that is wrong with one call.
+#[derive(Default)]
+struct Violations(Vec<Violation>);
+
+impl Violations {
+    fn add(&mut self, field: &'static str, description: String) {
+        self.0.push(Violation { field, description });
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn into_result(self) -> Result<(), RequestError> {
+        if self.0.is_empty() { Ok(()) } else { Err(RequestError::Invalid(self.0)) }
+    }
+
+    fn text(&mut self, field: &'static str, result: Result<(), text::TextError>) {
+        if let Err(error) = result {
+            self.add(field, error.to_string());
+        }
+    }
+
+    fn range(&mut self, field: &'static str, found: u32, min: u32, max: u32) {
+        if !(min..=max).contains(&found) {
+            self.add(field, format!("must be {min} to {max}, found {found}"));
+        }
+    }
+
+    fn at_least_0(&mut self, field: &'static str, found: f64) {
+        if !found.is_finite() || found < 0.0 {
+            self.add(field, format!("must be a finite number of at least 0, found {found}"));
+        }
+    }
+
+    fn choice<T>(&mut self, field: &'static str, choice: Choice<T>) -> Option<T> {
+        choice.unwrap_or_else(|found| {
+            self.add(field, format!("is none of the known values, found {found}"));
+            None
+        })
+    }
+
+    fn size(&mut self, size: Size, rules: &Rules) {
+        let before = self.0.len();
+        let max_size = rules.model.max_size;
+        for (field, found, max) in [("width", size.width, max_size.width), ("height", size.height, max_size.height)] {
+            if !(1..=max).contains(&found) {
+                self.add(field, format!("must be 1 to {max} pixels, the model's largest, found {found}"));
+            }
+        }
+        if self.0.len() == before && size.pixels() > rules.limits.max_pixels {
+            let (found, max) = (size.pixels(), rules.limits.max_pixels);
+            self.add("width", format!("times height must be at most {max} pixels, found {size} = {found} pixels"));
+        }
+    }
+
+    fn request_id(&mut self, id: &str) {
+        if id.len() > MAX_REQUEST_ID_BYTES {
+            self.add("request_id", format!("must be at most {MAX_REQUEST_ID_BYTES} characters, found {}", id.len()));
+        } else if !id.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+            self.add("request_id", "must be printable ASCII".into());
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,52 @@
+//! Names of devices and precisions, as they are written on the command line.
+
+use std::{fmt, str::FromStr};
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// The NVIDIA GPU of this index.
+    Cuda(u32),
+}
+
+/// Why a text is not a device.
+#[derive(Debug, thiserror::Error)]
+#[error("a device is cpu, cuda, or cuda:N with the index of the GPU, found \"{0}\"")]
+pub struct ParseDeviceError(String);
+
+impl FromStr for Device {
+    type Err = ParseDeviceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let index = text.strip_prefix("cuda:").and_then(|index| index.parse().ok());
+                index.map(Self::Cuda).ok_or_else(|| ParseDeviceError(text.to_owned()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => write!(f, "cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// Numbers that the weights are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits; the reference for numeric parity
+    Float32,
+    /// 16 bits; half the memory, what GPUs are fast at
+    BFloat16,
+}

@@ -1,0 +1,428 @@
+//! `serve`: puts the parts together, and takes them down in order.
+
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use imagegen_core::rules::{Limits, RuleSettings};
+use imagegen_proto::{
+    FILE_DESCRIPTOR_SET,
+    v1::{admin_service_server::AdminServiceServer, image_service_server::ImageServiceServer},
+};
+use imagegen_telemetry::{
+    http::{self, Page},
+    supervise::{Supervisor, TaskError},
+};
+use rustls::ServerConfig;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+use tracing::{info, warn};
+
+use crate::{
+    admin::Admin,
+    auth::Tokens,
+    calls::Calls,
+    cli::{EngineChoice, ServeArgs},
+    connections::{Age, FLUSH, Handler, Port},
+    dispatcher::Dispatcher,
+    engine_thread::{self, EngineEnd},
+    health, metrics,
+    reload::{Parse, ReloadError, Reloading},
+    scripted::{Script, ScriptError, ScriptedEngine},
+    service::Service,
+    settings, tls,
+};
+
+pub use crate::settings::Settings;
+
+/// The settings of a parsed command line, for GetModel.
+#[must_use]
+pub fn settings_of(command: &clap::Command, matches: &clap::ArgMatches) -> Settings {
+    Settings::new(command, matches)
+}
+
+/// Largest message that a client may send: a prompt of a million characters is a mistake.
+const MAX_REQUEST_BYTES: usize = 1 << 20;
+
+/// How often certificates and tokens are looked at.
+const RELOAD_EVERY: Duration = Duration::from_secs(2);
+
+/// What a running server listens on.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// ImageService.
+    pub public: SocketAddr,
+    /// AdminService, when it is served.
+    pub admin: Option<SocketAddr>,
+    /// Metrics and probes.
+    pub http: SocketAddr,
+}
+
+/// What the caller of [`serve`] brings.
+#[derive(Debug)]
+pub struct Host {
+    /// The first message drains, the second ends at once.
+    pub terminations: mpsc::Receiver<()>,
+    /// Gets the addresses once all ports listen.
+    pub started: oneshot::Sender<Addresses>,
+    /// How often certificates and tokens are looked at; absent: every few seconds.
+    pub reload_every: Option<Duration>,
+}
+
+/// Why the server ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Settings that do not go together, or name files that are not usable.
+    #[error("{0}")]
+    Settings(String),
+    /// A port.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The model.
+    #[error("{0}")]
+    Load(String),
+    /// The engine.
+    #[error("{0}")]
+    Engine(String),
+    /// A task.
+    #[error(transparent)]
+    Task(TaskError),
+    /// The drain.
+    #[error("{cut} requests were cut off: {why}")]
+    Cut {
+        /// How many.
+        cut: usize,
+        /// By what.
+        why: &'static str,
+    },
+}
+
+impl ServeError {
+    /// The exit code of the process, as `--help` tells it.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listen { .. } | Self::Task(_) => 1,
+            Self::Settings(_) => 2,
+            Self::Load(_) => 3,
+            Self::Engine(_) => 4,
+            Self::Cut { .. } => 5,
+        }
+    }
+}
+
+impl From<ReloadError> for ServeError {
+    fn from(error: ReloadError) -> Self {
+        Self::Settings(error.to_string())
+    }
+}
+
+impl From<ScriptError> for ServeError {
+    fn from(error: ScriptError) -> Self {
+        Self::Settings(error.to_string())
+    }
+}
+
+/// Serves until it is told to stop and everything admitted is done.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<(), ServeError> {
+    // Without `..`: a flag that nothing reads does not compile.
+    let ServeArgs {
+        model,
+        precision,
+        device,
+        threads,
+        listen,
+        admin_listen,
+        http_listen,
+        admin_tls_dir,
+        tls_dir,
+        token_file,
+        allow_insecure_token,
+        max_connection_age,
+        max_connection_age_grace,
+        default_size,
+        default_steps,
+        default_guidance_scale,
+        buckets,
+        size_policy,
+        queue_capacity,
+        queue_max_wait,
+        max_pixels,
+        max_steps,
+        max_images_per_request,
+        drain_timeout,
+        stall_timeout,
+        engine,
+        development,
+    } = args;
+    check_engine(&engine, development).map_err(ServeError::Settings)?;
+    if token_file.is_some() && tls_dir.is_none() && !allow_insecure_token {
+        return Err(ServeError::Settings(
+            "--token-file without --tls-dir sends tokens in plain text; add --tls-dir, or --allow-insecure-token where \
+             something else protects the network"
+                .into(),
+        ));
+    }
+    let limits = Limits { max_pixels, max_steps, max_images_per_request };
+    let rules = RuleSettings { limits, default_size, default_steps, default_guidance_scale, buckets, size_policy };
+    let (registry, metrics) = metrics::registry();
+    let dispatcher = Arc::new(Dispatcher::new(rules, queue_capacity, queue_max_wait, metrics.clone()));
+    let mut supervisor = Supervisor::new();
+    let stop = supervisor.stop_token();
+    let reload_every = host.reload_every.unwrap_or(RELOAD_EVERY);
+
+    let mut follow = Follow { supervisor: &mut supervisor, metrics: &metrics, every: reload_every };
+    let public_tls = follow.tls("public certificates", tls_dir.as_deref(), tls::public_paths, tls::public)?;
+    let admin_tls = follow.tls("admin certificates", admin_tls_dir.as_deref(), tls::mutual_paths, tls::mutual)?;
+    let tokens = match token_file {
+        Some(file) => Some(follow.add("tokens", Reloading::load(vec![file], Tokens::parse)?)),
+        None => None,
+    };
+
+    let public_listener = bind(listen).await?;
+    let http_listener = bind(http_listen).await?;
+    let admin_listener = match admin_tls {
+        Some(tls) => Some((bind(admin_listen).await?, tls)),
+        None => None,
+    };
+    let addresses = Addresses {
+        public: local(&public_listener, listen)?,
+        admin: admin_listener.as_ref().map(|(listener, _)| local(listener, admin_listen)).transpose()?,
+        http: local(&http_listener, http_listen)?,
+    };
+
+    let drivers = TaskTracker::new();
+    let service = Service {
+        dispatcher: Arc::clone(&dispatcher),
+        calls: Arc::new(Calls::default()),
+        drivers: drivers.clone(),
+        settings: Arc::new(settings),
+        queue_capacity: u32::try_from(queue_capacity).unwrap_or(u32::MAX),
+    };
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("imagegen.v1.ImageService")
+        .with_service_name("grpc.health.v1.Health")
+        .build_v1()
+        .map_err(|error| ServeError::Settings(format!("the descriptors of this build are damaged: {error}")))?;
+    let routes = Routes::new(ImageServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(health_service)
+        .add_service(reflection);
+    let public = Port {
+        name: "public",
+        listener: public_listener,
+        tls: public_tls,
+        handler: Handler { routes: routes.prepare(), tokens, metrics: metrics.clone() },
+        age: Some(Age { max: max_connection_age, grace: max_connection_age_grace }),
+        drains: Some(dispatcher.subscribe()),
+        stop: stop.clone(),
+    };
+    supervisor.spawn("public gRPC server", public.serve());
+    if let Some((listener, tls)) = admin_listener {
+        let admin =
+            Admin { dispatcher: Arc::clone(&dispatcher), drain_timeout, timers: drivers.clone(), stop: stop.clone() };
+        let routes = Routes::new(AdminServiceServer::new(admin)).prepare();
+        let handler = Handler { routes, tokens: None, metrics: metrics.clone() };
+        let port =
+            Port { name: "admin", listener, tls: Some(tls), handler, age: None, drains: None, stop: stop.clone() };
+        supervisor.spawn("admin gRPC server", port.serve());
+    }
+    supervisor.spawn("health", health::follow(Arc::clone(&dispatcher), reporter, stop.clone()));
+    let (live, ready) = (Arc::clone(&dispatcher), dispatcher.subscribe());
+    let page = Page {
+        registry,
+        live: Arc::new(move || live.live(stall_timeout)),
+        ready: Arc::new(move || ready.borrow().ready()),
+    };
+    supervisor.spawn("HTTP server", http::serve(http_listener, page, stop.clone().cancelled_owned()));
+
+    let engine_end = match engine {
+        EngineChoice::Scripted(file) => {
+            let script = Script::read(&file)?;
+            engine_thread::spawn(move |progress| ScriptedEngine::load(script, progress), Arc::clone(&dispatcher))
+        }
+        EngineChoice::Torch => {
+            let threads = threads.unwrap_or_else(settings::default_threads);
+            torch_engine(model.as_deref(), precision, device, threads, &dispatcher)?
+        }
+    };
+    let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
+    supervisor.spawn("engine", follow_engine(engine_end, stop.clone()));
+
+    info!(
+        public = %addresses.public,
+        admin = addresses.admin.map(tracing::field::display),
+        http = %addresses.http,
+        version = env!("CARGO_PKG_VERSION"),
+        "Listening."
+    );
+    // Whoever asked for the addresses may have stopped waiting.
+    let _ = host.started.send(addresses);
+
+    let life = end_of_life(Arc::clone(&dispatcher), host.terminations, drain_timeout, stop);
+    // Ports flush first, so the tasks as a whole have a little longer.
+    let (tasks, drained) = tokio::join!(supervisor.run(FLUSH + Duration::from_secs(3)), life);
+    tasks.map_err(of_task)?;
+    drained
+}
+
+/// Refuses engines that are not for production.
+///
+/// # Errors
+/// The sentence for the user.
+pub(crate) fn check_engine(engine: &EngineChoice, development: bool) -> Result<(), String> {
+    match engine {
+        EngineChoice::Scripted(_) if !development => {
+            Err("--engine scripted:FILE paints gradients instead of pictures; add --development to allow it".into())
+        }
+        EngineChoice::Scripted(_) => Ok(()),
+        EngineChoice::Torch if cfg!(feature = "torch") => Ok(()),
+        EngineChoice::Torch => {
+            Err("this binary was built without libtorch (feature torch); use --engine scripted:FILE".into())
+        }
+    }
+}
+
+type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
+
+#[cfg(feature = "torch")]
+fn torch_engine(
+    model: Option<&Path>,
+    precision: Option<crate::device::Precision>,
+    device: crate::device::Device,
+    threads: usize,
+    dispatcher: &Arc<Dispatcher>,
+) -> Result<EngineStart, ServeError> {
+    let model = model.ok_or_else(|| ServeError::Settings(NO_MODEL.into()))?;
+    let options = crate::torch::options(model, precision, device, threads);
+    Ok(engine_thread::spawn(move |progress| crate::torch::load(&options, progress), Arc::clone(dispatcher)))
+}
+
+#[cfg(not(feature = "torch"))]
+fn torch_engine(
+    _model: Option<&Path>,
+    _precision: Option<crate::device::Precision>,
+    _device: crate::device::Device,
+    _threads: usize,
+    _dispatcher: &Arc<Dispatcher>,
+) -> Result<EngineStart, ServeError> {
+    check_engine(&EngineChoice::Torch, false).map_err(ServeError::Settings)?;
+    Err(ServeError::Settings("no engine".into()))
+}
+
+/// Said when there is no checkpoint to load.
+#[cfg(feature = "torch")]
+pub(crate) const NO_MODEL: &str = "--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint";
+
+async fn follow_engine(
+    mut end: oneshot::Receiver<Result<(), EngineEnd>>,
+    stop: CancellationToken,
+) -> Result<(), EngineEnd> {
+    tokio::select! {
+        end = &mut end => end.unwrap_or(Err(EngineEnd::Panicked)),
+        // A step may take minutes; the process does not wait for one that nobody wants.
+        () = stop.cancelled() => Ok(()),
+    }
+}
+
+/// Waits for the order to stop, then for what is admitted.
+async fn end_of_life(
+    dispatcher: Arc<Dispatcher>,
+    mut terminations: mpsc::Receiver<()>,
+    drain_timeout: Duration,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    tokio::select! {
+        // A task died; the supervisor knows more.
+        () = stop.cancelled() => return Ok(()),
+        Some(()) = terminations.recv() => {}
+    }
+    let mut changes = dispatcher.subscribe();
+    dispatcher.begin_shutdown();
+    let open = dispatcher.snapshot().open;
+    info!(open_requests = open, timeout_seconds = drain_timeout.as_secs_f64(), "Draining before the process ends.");
+    let why = tokio::select! {
+        _ = changes.wait_for(|snapshot| snapshot.is_drained()) => None,
+        () = tokio::time::sleep(drain_timeout) => Some("the drain timeout passed"),
+        Some(()) = terminations.recv() => Some("a second signal came"),
+        () = stop.cancelled() => return Ok(()),
+    };
+    let cut = dispatcher.snapshot().open;
+    let result = match why {
+        Some(why) if cut > 0 => {
+            warn!(cut, why, "Ending requests with UNAVAILABLE.");
+            dispatcher.abort();
+            // The ends must be on their streams before the ports close.
+            let ended = changes.wait_for(|snapshot| snapshot.open == 0);
+            if tokio::time::timeout(FLUSH, ended).await.is_err() {
+                warn!("Some requests did not take their end in time.");
+            }
+            Err(ServeError::Cut { cut, why })
+        }
+        _ => Ok(()),
+    };
+    dispatcher.stop();
+    stop.cancel();
+    result
+}
+
+fn of_task(error: TaskError) -> ServeError {
+    if let TaskError::Failed { source, .. } = &error
+        && let Some(end) = source.downcast_ref::<EngineEnd>()
+    {
+        let sentence = end.to_string();
+        return if matches!(end, EngineEnd::Load(_)) {
+            ServeError::Load(sentence)
+        } else {
+            ServeError::Engine(sentence)
+        };
+    }
+    ServeError::Task(error)
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+}
+
+fn local(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, ServeError> {
+    listener.local_addr().map_err(|source| ServeError::Listen { address, source })
+}
+
+/// Starts the tasks that keep values at their files.
+struct Follow<'a> {
+    supervisor: &'a mut Supervisor,
+    metrics: &'a metrics::Metrics,
+    every: Duration,
+}
+
+impl Follow<'_> {
+    fn add<T: Send + Sync + 'static>(&mut self, name: &'static str, files: Reloading<T>) -> watch::Receiver<Arc<T>> {
+        let current = files.subscribe();
+        let task = files.follow(self.every, self.metrics.reloads.clone(), self.supervisor.stop_token());
+        self.supervisor.spawn(name, task);
+        current
+    }
+
+    fn tls(
+        &mut self,
+        name: &'static str,
+        folder: Option<&Path>,
+        paths: fn(&Path) -> Vec<std::path::PathBuf>,
+        parse: Parse<ServerConfig>,
+    ) -> Result<Option<watch::Receiver<Arc<ServerConfig>>>, ServeError> {
+        let Some(folder) = folder else { return Ok(None) };
+        Ok(Some(self.add(name, Reloading::load(paths(folder), parse)?)))
+    }
+}

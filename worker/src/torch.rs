@@ -1,0 +1,76 @@
+//! The engine in libtorch, as the command line asks for it.
+
+use std::{num::NonZeroUsize, path::Path};
+
+use imagegen_model::{
+    engine::TorchEngine,
+    libtorch::{self, CudaLibrary, LibtorchError},
+    load::{self, LoadError, LoadOptions},
+};
+use tracing::info;
+
+use crate::{
+    device::{Device, Precision},
+    engine_thread::LoadProgress,
+};
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TorchError {
+    #[error(transparent)]
+    Library(#[from] LibtorchError),
+    #[error("--device {device}: libtorch has no CUDA here: {reason}")]
+    NoCuda { device: Device, reason: String },
+    #[error("--device {device}: {found} GPUs are visible; expected an index below that")]
+    NoSuchGpu { device: Device, found: usize },
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// What to load, and where.
+pub(crate) struct Options {
+    load: LoadOptions,
+    device: Device,
+}
+
+/// The options that the command line means.
+pub(crate) fn options(model: &Path, precision: Option<Precision>, device: Device, threads: usize) -> Options {
+    let mut load = LoadOptions::new(model);
+    load.precision = match precision.unwrap_or(suited_to(device)) {
+        Precision::Float32 => load::Precision::Float32,
+        Precision::BFloat16 => load::Precision::BFloat16,
+    };
+    load.device = match device {
+        Device::Cpu => load::Device::Cpu,
+        Device::Cuda(index) => load::Device::Cuda(index as usize),
+    };
+    load.threads = NonZeroUsize::new(threads);
+    Options { load, device }
+}
+
+/// bfloat16 on GPUs, float32 on processors, which are slower in bfloat16.
+const fn suited_to(device: Device) -> Precision {
+    match device {
+        Device::Cpu => Precision::Float32,
+        Device::Cuda(_) => Precision::BFloat16,
+    }
+}
+
+/// Loads the model; blocks for seconds to minutes.
+pub(crate) fn load(options: &Options, progress: &mut dyn FnMut(LoadProgress)) -> Result<TorchEngine, TorchError> {
+    let Options { load, device } = options;
+    if let Device::Cuda(index) = *device {
+        match libtorch::open_cuda()? {
+            CudaLibrary::Opened(path) => info!(path = %path.display(), "Opened libtorch's CUDA library."),
+            CudaLibrary::Absent { reason } => return Err(TorchError::NoCuda { device: *device, reason }),
+        }
+        let found = libtorch::cuda_device_count();
+        if index as usize >= found {
+            return Err(TorchError::NoSuchGpu { device: *device, found });
+        }
+    }
+    let engine = TorchEngine::load(load, &mut |load::LoadProgress { loaded_bytes, total_bytes }| {
+        progress(LoadProgress { loaded_bytes, total_bytes });
+    })?;
+    Ok(engine)
+}
