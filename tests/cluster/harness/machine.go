@@ -39,17 +39,11 @@ type registry struct {
 
 // withRegistry runs change on the registry under a lock that other commands wait for, and saves the result.
 func withRegistry(change func(*registry) error) error {
-	if err := os.MkdirAll(registryDir, 0o755); err != nil {
-		return err
-	}
-	lock, err := os.OpenFile(filepath.Join(registryDir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := lockRegistry()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return err
-	}
 	file := filepath.Join(registryDir, "registry.json")
 	r := registry{Clusters: map[string]string{}}
 	text, err := os.ReadFile(file)
@@ -70,6 +64,36 @@ func withRegistry(change func(*registry) error) error {
 		return err
 	}
 	return os.WriteFile(file, text, 0o600)
+}
+
+// lockRegistry waits for the lock. The last release removes the lock's file, so one that was waited for may be gone by then.
+func lockRegistry() (*os.File, error) {
+	name := filepath.Join(registryDir, "lock")
+	for {
+		if err := os.MkdirAll(registryDir, 0o755); err != nil {
+			return nil, err
+		}
+		lock, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+			lock.Close()
+			return nil, err
+		}
+		held, err := lock.Stat()
+		if err != nil {
+			lock.Close()
+			return nil, err
+		}
+		if current, err := os.Stat(name); err == nil && os.SameFile(held, current) {
+			return lock, nil
+		}
+		lock.Close()
+	}
 }
 
 func ignoreMissing(err error) error {
