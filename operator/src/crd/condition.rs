@@ -37,6 +37,8 @@ pub enum Reason {
     NameConflict,
     /// The API server refused a child.
     ApplyFailed,
+    /// A step of the operator failed; it tries again by itself.
+    ReconcileFailed,
 
     // The pods do not come up.
     /// The node's container runtime cannot mount image volumes.

@@ -113,6 +113,8 @@ pub struct Validated {
     pub resources: ResourceRequirements,
     /// Where the checkpoint comes from.
     pub model: ModelVolume,
+    /// Path of the checkpoint folder in the worker container.
+    pub model_path: String,
     /// The model, in short, for `kubectl get`.
     pub model_name: String,
     /// The worker's configuration, sorted by variable.
@@ -187,6 +189,8 @@ pub struct ServiceSettings {
     pub tls_secret: Option<String>,
     /// Secret key of the accepted tokens.
     pub token_secret: Option<SecretKeyRef>,
+    /// Whether tokens are taken over clear text.
+    pub allow_insecure_token: bool,
 }
 
 /// Every child as it should be, for the apply step. The admin port's Secret holds a private key and is made by an effect;

@@ -1,0 +1,117 @@
+//! Fields, and values of them, that this version does not serve. They are refused, never ignored.
+
+use super::refuse;
+use crate::{
+    crd::{AutoscalingMode, ImageGenSpec, Precision, Reason, Residency, TextEncoderWeights, VaeTiling},
+    reconcile::types::Refusal,
+};
+
+/// Everything in `spec` that is not served yet, with what to do instead.
+pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
+    let worker = &spec.worker;
+    let autoscaling = spec.autoscaling.as_ref();
+    let text_encoder = worker.text_encoder.as_ref();
+    let mode = autoscaling.map(|a| a.mode).filter(|mode| *mode != AutoscalingMode::Disabled);
+    let profile = worker.profile.as_deref().filter(|profile| *profile != "auto");
+    let residency = text_encoder.and_then(|t| t.residency).filter(|residency| *residency == Residency::Offloaded);
+    let weights = text_encoder.and_then(|t| t.weights);
+    let small_weights = weights.filter(|weights| *weights != TextEncoderWeights::BFloat16);
+    let mixed =
+        weights == Some(TextEncoderWeights::BFloat16) && super::settings::precision(spec).value == Precision::Float32;
+
+    let table: [(bool, &str, String); 16] = [
+        (
+            spec.model.source.hugging_face.is_some(),
+            "model.source.huggingFace",
+            "downloads from the Hugging Face Hub are not there yet: put the checkpoint into a claim (persistentVolumeClaim) or an OCI image (image)".into(),
+        ),
+        (
+            spec.model.precision == Some(Precision::Float8),
+            "model.precision",
+            "Float8 is not there yet: use BFloat16 or Float32".into(),
+        ),
+        (
+            profile.is_some(),
+            "worker.profile",
+            format!("GPU profiles are not there yet (found {:?}): leave the field out or set auto", profile.unwrap_or_default()),
+        ),
+        (
+            worker.gpu.as_ref().is_some_and(|gpu| gpu.claim.is_some()),
+            "worker.gpu.claim",
+            "dynamic resource allocation is not there yet: use worker.gpu.resource with the resource of a device plugin".into(),
+        ),
+        (
+            worker.allocator.is_some(),
+            "worker.allocator",
+            "allocator settings are not there yet: leave the field out, workers then use ExpandableSegments".into(),
+        ),
+        (
+            worker.memory_limit_ratio.is_some(),
+            "worker.memoryLimitRatio",
+            "a limit of device memory is not there yet: leave the field out".into(),
+        ),
+        (
+            worker.queue.as_ref().is_some_and(|queue| queue.max_holdup.is_some()),
+            "worker.queue.maxHoldup",
+            "suspending a big image for small ones is not there yet: leave the field out".into(),
+        ),
+        (
+            worker.vae_tiling == Some(VaeTiling::Always),
+            "worker.vaeTiling",
+            "tiled decoding is not there yet: leave the field out, or set Auto or Never".into(),
+        ),
+        (
+            residency.is_some(),
+            "worker.textEncoder.residency",
+            "offloading the text encoder is not there yet: leave the field out or set Resident".into(),
+        ),
+        (
+            small_weights.is_some(),
+            "worker.textEncoder.weights",
+            format!("{} is not there yet: leave the field out", small_weights.map_or_else(String::new, |w| w.to_string())),
+        ),
+        (
+            mixed,
+            "worker.textEncoder.weights",
+            "a text encoder in another number format than the model is not there yet: leave the field out, or set model.precision: BFloat16".into(),
+        ),
+        (
+            worker.pool_overhead.is_some(),
+            "worker.poolOverhead",
+            "trimming the allocator's pool is not there yet: leave the field out".into(),
+        ),
+        (
+            mode.is_some(),
+            "autoscaling.mode",
+            format!(
+                "{} is not there yet: set mode: Disabled and use spec.replicas or kubectl scale",
+                mode.map_or_else(String::new, |mode| mode.to_string())
+            ),
+        ),
+        (
+            autoscaling.is_some_and(|a| a.scale_to_zero.is_some()),
+            "autoscaling.scaleToZero",
+            "scaling to zero by itself is not there yet: leave the field out; replicas: 0 stops all workers".into(),
+        ),
+        (
+            spec.recycle.is_some(),
+            "recycle",
+            "recycling workers is not there yet: leave the field out; kubectl rollout restart of the Deployment replaces them".into(),
+        ),
+        (
+            spec.rollout.on_failure.is_some(),
+            "rollout.onFailure",
+            "acting on a failed rollout is not there yet: leave the field out; the rollout then stops with the workers that still answer, and says so".into(),
+        ),
+    ];
+    let suspended = spec.suspend == Some(true);
+    let suspend = suspended.then(|| {
+        refuse(
+            Reason::NotYetSupported,
+            "suspend",
+            "suspending is not there yet: leave the field out or set false; replicas: 0 stops all workers",
+        )
+    });
+    let refused = table.into_iter().filter(|(found, ..)| *found);
+    refused.map(|(_, field, message)| refuse(Reason::NotYetSupported, field, message)).chain(suspend).collect()
+}
