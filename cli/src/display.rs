@@ -72,10 +72,10 @@ impl Display {
         let line = progress_line(event, self.count);
         match &mut self.kind {
             Kind::Bar(bar) => {
-                bar.set_style(steps());
+                bar.set_message(line);
                 bar.set_length(u64::from(self.count) * u64::from(event.steps));
                 bar.set_position(u64::from(event.index) * u64::from(event.steps) + u64::from(event.step));
-                bar.set_message(line);
+                bar.set_style(steps());
             }
             Kind::Lines { last } => {
                 let now = Instant::now();

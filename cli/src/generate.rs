@@ -18,7 +18,7 @@ use crate::{
     display::Display,
     error::Error,
     exit::Class,
-    explain::{Explanation, explain},
+    explain::Explanation,
     files,
     output::Plan,
     request,
@@ -136,13 +136,7 @@ async fn attempt(
     made: &mut Made,
     remaining: Duration,
 ) -> Result<(), Failed> {
-    let failed = |status: Status| {
-        let mut explanation = explain(&status, &session.peer);
-        if let Some(trouble) = session.trouble.take().filter(|_| explanation.status.is_none()) {
-            explanation.message = format!("{} ({trouble})", explanation.message);
-        }
-        Failed::Call(Box::new(explanation))
-    };
+    let failed = |status: Status| Failed::Call(Box::new(session.explain(&status)));
     let mut call = Request::new(request.clone());
     call.set_timeout(remaining);
     display.phase(&format!("Asking {}", session.peer));

@@ -8,10 +8,16 @@ use std::{
 use imagegen_proto::v1::image_service_client::ImageServiceClient;
 use tokio::{signal, task::JoinSet, time};
 use tokio_util::task::TaskTracker;
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
+use tonic::{Status, service::interceptor::InterceptedService, transport::Channel};
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::{args::Worker, channel, credentials, credentials::Bearer, error::Error};
+use crate::{
+    args::Worker,
+    channel, credentials,
+    credentials::Bearer,
+    error::Error,
+    explain::{Explanation, explain},
+};
 
 /// Largest message taken from a worker. A lossless 4096x4096 picture is at most 48 MiB of pixels.
 const MAX_MESSAGE_BYTES: usize = 128 << 20;
@@ -69,6 +75,20 @@ impl Session {
         let (channel, background) = channel::connect(&worker.endpoint, &trust, tasks).await?;
         let peer = worker.endpoint.to_string();
         Ok(Self { channel, bearer, peer, trouble: Trouble::default(), background })
+    }
+
+    /// What a failed call of this session means.
+    #[must_use]
+    pub fn explain(&self, status: &Status) -> Explanation {
+        let explanation = explain(status, &self.peer);
+        match self.trouble.take().filter(|_| explanation.status.is_none()) {
+            None => explanation,
+            Some(trouble) => Explanation {
+                message: format!("the port forward to {} broke: {trouble}", self.peer),
+                hint: "The pod may be starting or stopping; see its state with the status command.".to_owned(),
+                ..explanation
+            },
+        }
     }
 
     /// A client of the image service.

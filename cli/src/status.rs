@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::{error::Error, explain::explain, session::Session, table};
+use crate::{error::Error, session::Session, table};
 
 /// What one worker answered.
 #[derive(Debug, Clone)]
@@ -31,13 +31,7 @@ impl WorkerStatus {
 /// # Errors
 /// When no worker answers.
 pub async fn ask(session: &Session) -> Result<WorkerStatus, Error> {
-    let failed = |status: &tonic::Status| {
-        let mut explanation = explain(status, &session.peer);
-        if let Some(trouble) = session.trouble.take().filter(|_| explanation.status.is_none()) {
-            explanation.message = format!("{} ({trouble})", explanation.message);
-        }
-        Error::Call(Box::new(explanation))
-    };
+    let failed = |status: &tonic::Status| Error::Call(Box::new(session.explain(status)));
     let health = match session.health().check(HealthCheckRequest::default()).await {
         Ok(reply) => match reply.into_inner().status() {
             ServingStatus::Serving => "SERVING",
@@ -52,7 +46,7 @@ pub async fn ask(session: &Session) -> Result<WorkerStatus, Error> {
         Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
             return Err(failed(&status));
         }
-        Err(status) => Err(explain(&status, &session.peer).message),
+        Err(status) => Err(session.explain(&status).message),
     };
     Ok(WorkerStatus { health, model })
 }

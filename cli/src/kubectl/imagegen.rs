@@ -126,6 +126,9 @@ impl ImageGen {
             ("ImageGen", format!("{}/{}", self.namespace, self.name)),
             ("Workers", format!("{} ready", self.replicas_text())),
         ]);
+        if self.conditions.is_empty() {
+            return format!("{head}\nNo conditions yet; is the operator running?\n");
+        }
         let rows: Vec<_> = self
             .conditions
             .iter()
