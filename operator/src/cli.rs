@@ -46,6 +46,7 @@ pub struct RunArgs {
     #[arg(long, env = "IMAGEGEN_WATCH_NAMESPACES", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
 
+    /// What an ImageGen may ask for beyond a `restricted` pod.
     #[command(flatten)]
     pub allow: AllowArgs,
 
@@ -57,6 +58,7 @@ pub struct RunArgs {
     #[arg(long, env = "IMAGEGEN_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
 
+    /// Leader election.
     #[command(flatten)]
     pub lease: LeaseArgs,
 }

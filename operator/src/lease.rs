@@ -88,6 +88,18 @@ impl Leadership {
         self.0.borrow().is_some_and(|until| Instant::now() < until)
     }
 
+    /// True when this process led and its last renewal is too old: the next one, or the end of the process, is near.
+    #[must_use]
+    pub fn lapsed(&self) -> bool {
+        self.0.borrow().is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// The moment until which this process leads, as it changes.
+    #[must_use]
+    pub fn receiver(&self) -> watch::Receiver<Option<Instant>> {
+        self.0.clone()
+    }
+
     /// Completes once this process leads.
     pub async fn gained(&mut self) {
         if self.0.wait_for(|until| until.is_some_and(|until| Instant::now() < until)).await.is_err() {
@@ -257,7 +269,7 @@ impl Election {
         };
         match written {
             Ok(lease) => self.remember(Some(lease)),
-            // Someone was faster. Read again at the next round; a leader gets an error so that it reads at once.
+            // Someone was faster: the next round reads again. For a leader it is an error, so that it reads, too.
             Err(kube::Error::Api(status)) if status.code == 409 && self.leads_until.is_none() => {}
             Err(error) => return Err(error),
         }

@@ -10,10 +10,15 @@
 
 pub mod api_calls;
 pub mod backoff;
+pub mod caches;
 pub mod cli;
+pub mod crd;
+pub mod events;
 pub mod lease;
 pub mod metrics;
 pub mod pki;
+pub mod reconcile;
+pub mod run;
 
 /// The field manager of everything that the operator applies, and the controller name in its events.
 pub const FIELD_MANAGER: &str = "imagegen-operator";
