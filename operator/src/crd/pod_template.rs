@@ -79,25 +79,25 @@ pub struct PodTemplate {
 }
 
 fn spread_schema(generator: &mut SchemaGenerator) -> Schema {
-    keyed(bare::<TopologySpreadConstraint>(generator), &["topologyKey", "whenUnsatisfiable"], 16)
+    keyed(&bare::<TopologySpreadConstraint>(generator), &["topologyKey", "whenUnsatisfiable"], 16)
 }
 
 fn pull_secrets_schema(generator: &mut SchemaGenerator) -> Schema {
-    keyed(bare::<LocalObjectReference>(generator), &["name"], 16)
+    keyed(&bare::<LocalObjectReference>(generator), &["name"], 16)
 }
 
 fn init_containers_schema(generator: &mut SchemaGenerator) -> Schema {
-    keyed(bare::<Container>(generator), &["name"], 8)
+    keyed(&bare::<Container>(generator), &["name"], 8)
 }
 
 fn env_schema(generator: &mut SchemaGenerator) -> Schema {
-    keyed(bare::<EnvVar>(generator), &["name"], 64)
+    keyed(&bare::<EnvVar>(generator), &["name"], 64)
 }
 
 fn volumes_schema(generator: &mut SchemaGenerator) -> Schema {
-    keyed(bare::<Volume>(generator), &["name"], 32)
+    keyed(&bare::<Volume>(generator), &["name"], 32)
 }
 
 fn volume_mounts_schema(generator: &mut SchemaGenerator) -> Schema {
-    keyed(bare::<VolumeMount>(generator), &["mountPath"], 64)
+    keyed(&bare::<VolumeMount>(generator), &["mountPath"], 64)
 }

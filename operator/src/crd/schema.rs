@@ -22,7 +22,7 @@ pub(crate) fn bare<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 }
 
 /// A list that server-side apply merges by `keys`, with at most `max_items` entries.
-pub(crate) fn keyed(items: Schema, keys: &[&str], max_items: u64) -> Schema {
+pub(crate) fn keyed(items: &Schema, keys: &[&str], max_items: u64) -> Schema {
     json_schema!({
         "type": "array",
         "items": items,

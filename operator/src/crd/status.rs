@@ -192,9 +192,9 @@ fn conditions_schema(generator: &mut SchemaGenerator) -> Schema {
             }
         }
     }
-    keyed(item, &["type"], 16)
+    keyed(&item, &["type"], 16)
 }
 
 fn workers_schema(generator: &mut SchemaGenerator) -> Schema {
-    keyed(generator.subschema_for::<WorkerStatus>(), &["pod"], MAX_WORKERS as u64)
+    keyed(&generator.subschema_for::<WorkerStatus>(), &["pod"], MAX_WORKERS as u64)
 }

@@ -326,7 +326,7 @@ fn startup_timeout() -> Duration {
 }
 
 fn buckets_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let mut schema = keyed(generator.subschema_for::<Bucket>(), &["width", "height"], 32);
+    let mut schema = keyed(&generator.subschema_for::<Bucket>(), &["width", "height"], 32);
     schema.insert("minItems".into(), 1.into());
     schema
 }

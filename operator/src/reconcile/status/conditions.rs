@@ -73,7 +73,7 @@ impl Conditions {
     ) {
         let progress = progress(counts);
         let moving = !counts.complete() && !counts.deadline_exceeded;
-        let wrong = failure.or(trouble.clone()).or_else(|| counts.deadline_exceeded.then(|| progress.clone()));
+        let wrong = failure.or(trouble).or_else(|| counts.deadline_exceeded.then(|| progress.clone()));
         let why_not = wrong.clone().unwrap_or_else(|| progress.clone());
 
         self.set_answering(counts, &why_not, model);
