@@ -16,9 +16,10 @@ fn main() {
 
 /// `TORCH_VERSION` of the C++ headers, for example `2.5.1`.
 fn header_version(libtorch: &Path) -> Option<String> {
-    let header = libtorch.join("include/torch/csrc/api/include/torch/version.h");
-    println!("cargo:rerun-if-changed={}", header.display());
-    let text = std::fs::read_to_string(header).ok()?;
-    let line = text.lines().find(|line| line.starts_with("#define TORCH_VERSION "))?;
-    line.split('"').nth(1).map(str::to_owned)
+    // The second place is where newer versions keep it.
+    ["include/torch/csrc/api/include/torch/version.h", "include/torch/headeronly/version.h"].iter().find_map(|header| {
+        let text = std::fs::read_to_string(libtorch.join(header)).ok()?;
+        let (_, definition) = text.split_once("#define TORCH_VERSION ")?;
+        definition.split('"').nth(1).map(str::to_owned)
+    })
 }

@@ -43,7 +43,7 @@ pub struct TorchEngine {
 pub struct TorchBatch {
     sizes: Vec<Size>,
     /// `[B, latent_channels, h, w]`, float32.
-    latents: Tensor,
+    pub(crate) latents: Tensor,
     schedule: Schedule,
     /// The prompts, for steps without guidance.
     plain: Option<Conditioning>,

@@ -14,7 +14,8 @@ pub(crate) struct BatchGuidance {
     active: Vec<bool>,
     /// `[steps, B, 1, 1, 1]`; 0 where an image's guidance is truncated.
     scales: Tensor,
-    /// Largest norm as a multiple of the positive one's, `[B, 1, 1, 1]`; infinite without a cap. `None` when no image has one.
+    /// Largest norm as a multiple of the positive one's, `[steps, B, 1, 1, 1]`; infinite without a cap and where an image's
+    /// guidance is truncated. `None` when no image has a cap.
     norm_limits: Option<Tensor>,
 }
 
@@ -33,13 +34,15 @@ impl BatchGuidance {
         if !active.contains(&true) {
             return None;
         }
-        let limit = |image: &Guidance| if image.normalization > 0.0 { image.normalization as f32 } else { f32::INFINITY };
-        let capped = images.iter().any(|image| image.normalization > 0.0);
-        let limits: Vec<f32> = images.iter().map(limit).collect();
+        let limit = |(image, &scale): (&Guidance, &f32)| {
+            if image.normalization > 0.0 && scale > 0.0 { image.normalization as f32 } else { f32::INFINITY }
+        };
+        let limits: Vec<f32> = scales.iter().flat_map(|scales| images.iter().zip(scales).map(limit)).collect();
+        let upload = |values: &[f32]| Tensor::from_slice(values).view([-1, count, 1, 1, 1]).to_device(device);
         Some(Self {
             active,
-            scales: Tensor::from_slice(&scales.concat()).view([-1, count, 1, 1, 1]).to_device(device),
-            norm_limits: capped.then(|| Tensor::from_slice(&limits).view([count, 1, 1, 1]).to_device(device)),
+            scales: upload(&scales.concat()),
+            norm_limits: limits.iter().any(|limit| limit.is_finite()).then(|| upload(&limits)),
         })
     }
 
@@ -57,9 +60,9 @@ impl BatchGuidance {
     pub(crate) fn apply(&self, model_output: &Tensor, step: usize) -> Tensor {
         let halves = model_output.to_kind(Kind::Float).chunk(2, 0);
         let (positive, negative) = (&halves[0], &halves[1]);
-        let scale = self.scales.select(0, i64::try_from(step).unwrap_or(i64::MAX));
-        let guided = positive + (positive - negative) * scale;
-        let Some(limits) = &self.norm_limits else { return guided };
+        let at_step = |all: &Tensor| all.select(0, i64::try_from(step).unwrap_or(i64::MAX));
+        let guided = positive + (positive - negative) * at_step(&self.scales);
+        let Some(limits) = self.norm_limits.as_ref().map(at_step) else { return guided };
         let norm = |x: &Tensor| x.norm_scalaropt_dim(2.0, [1, 2, 3].as_slice(), true);
         let (largest, found) = (norm(positive) * limits, norm(&guided));
         let capped = (&largest / &found).where_self(&found.gt_tensor(&largest), &found.ones_like());

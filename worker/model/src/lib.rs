@@ -21,6 +21,8 @@ pub mod libtorch;
 mod load;
 mod nn;
 mod noise;
+#[cfg(test)]
+mod parity;
 mod scheduler;
 mod text_encoder;
 mod tokenizer;

@@ -128,6 +128,8 @@ impl Block {
         })
     }
 
+    /// Adds to `x` in place, so it must not share its memory with anything that is still read.
+    ///
     /// # Shapes
     /// `x` `[tokens, dim]`, `rope` complex `[tokens, 1, 1, head_dim / 2]`.
     ///

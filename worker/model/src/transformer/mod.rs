@@ -23,19 +23,19 @@ pub(crate) use tokens::{Grid, padded_len};
 /// `ZImageTransformer2DModel` in its basic mode; fields are named as the checkpoint's keys.
 #[derive(Debug)]
 pub(crate) struct Transformer {
-    config: TransformerConfig,
+    pub(crate) config: TransformerConfig,
     x_embedder: Linear,
     final_linear: Linear,
     final_modulation: Linear,
     noise_refiner: Vec<Block>,
-    context_refiner: Vec<Block>,
-    layers: Vec<Block>,
-    t_embedder: TimestepEmbedder,
+    pub(crate) context_refiner: Vec<Block>,
+    pub(crate) layers: Vec<Block>,
+    pub(crate) t_embedder: TimestepEmbedder,
     cap_norm: Tensor,
     cap_linear: Linear,
     x_pad_token: Tensor,
     cap_pad_token: Tensor,
-    rope: RopeTables,
+    pub(crate) rope: RopeTables,
 }
 
 /// What a forward pass needs of the prompts. Valid for one latent size, all steps.

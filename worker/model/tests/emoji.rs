@@ -1,0 +1,99 @@
+//! The demo checkpoint: its pictures are the emoji that the prompts name, as often as the reference's are.
+
+use std::path::{Path, PathBuf};
+
+use imagegen_core::engine::Engine;
+use imagegen_core::spec::{Guidance, ImageSpec, RgbImage, SchedulerKind, Size};
+use imagegen_model::{LoadOptions, TorchEngine};
+use serde_json::Value;
+
+/// Side of the pictures that are compared, and emoji in a row of the sheet.
+const SIDE: usize = 32;
+const COLUMNS: usize = 46;
+const EMOJI: usize = 1886;
+const BATCH: usize = 15;
+
+fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests")
+}
+
+fn json(file: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(tests().join(file)).unwrap()).unwrap()
+}
+
+/// All emoji, `[32, 32, 3]` each.
+fn renders() -> Vec<Vec<f32>> {
+    let sheet = image::open(tests().join("models/emoji-32x32.png")).unwrap().to_rgb8();
+    let tile = |index: usize| {
+        let (left, top) = (index % COLUMNS * SIDE, index / COLUMNS * SIDE);
+        (0..SIDE * SIDE)
+            .flat_map(|pixel| sheet.get_pixel((left + pixel % SIDE) as u32, (top + pixel / SIDE) as u32).0)
+            .map(f32::from)
+            .collect()
+    };
+    (0..EMOJI).map(tile).collect()
+}
+
+/// Area average at 32x32.
+fn small(picture: &RgbImage) -> Vec<f32> {
+    let width = picture.size.width as usize;
+    let factor = width / SIDE;
+    let mut small = vec![0.0; SIDE * SIDE * 3];
+    for (index, &value) in picture.data.iter().enumerate() {
+        let (row, column, channel) = (index / 3 / width, index / 3 % width, index % 3);
+        small[(row / factor * SIDE + column / factor) * 3 + channel] += f32::from(value) / (factor * factor) as f32;
+    }
+    small
+}
+
+fn nearest(picture: &RgbImage, renders: &[Vec<f32>]) -> usize {
+    let picture = small(picture);
+    let distance = |render: &Vec<f32>| picture.iter().zip(render).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+    (0..renders.len()).min_by(|&a, &b| distance(&renders[a]).total_cmp(&distance(&renders[b]))).unwrap()
+}
+
+fn spec(prompt: &str, seed: u32) -> ImageSpec {
+    let size = Size { width: 128, height: 128 };
+    ImageSpec {
+        prompt: prompt.to_owned(),
+        negative_prompt: String::new(),
+        latent_size: size,
+        size,
+        steps: 8,
+        guidance: Guidance::OFF,
+        seed,
+        scheduler: SchedulerKind::FlowMatchEuler,
+    }
+}
+
+#[test]
+fn retrieval_is_as_good_as_the_references() {
+    let reference = json("fixtures/retrieval.json");
+    let first_seed = reference["first_seed"].as_u64().unwrap();
+    let (prompts, renders) = (json("models/prompts.json"), renders());
+    let prompts = prompts.as_array().unwrap();
+    assert_eq!(reference["prompts"], prompts.len());
+    let mut engine = TorchEngine::load(&LoadOptions::new(tests().join("models/emoji-zimage")), &mut |_| {}).unwrap();
+    for language in ["en", "zh"] {
+        let mut correct = 0;
+        for (chunk, rows) in prompts.chunks(BATCH).enumerate() {
+            let spec_of = |(index, row): (usize, &Value)| {
+                let seed = first_seed + (chunk * BATCH + index) as u64;
+                spec(row[language].as_str().unwrap(), u32::try_from(seed).unwrap())
+            };
+            let specs: Vec<ImageSpec> = rows.iter().enumerate().map(spec_of).collect();
+            let mut batch = engine.begin(&specs).unwrap();
+            for _ in 0..8 {
+                engine.step(&mut batch).unwrap();
+            }
+            for (index, row) in rows.iter().enumerate() {
+                let picture = engine.decode(&mut batch, index).unwrap();
+                correct += usize::from(nearest(&picture, &renders) as u64 == row["row"].as_u64().unwrap());
+            }
+        }
+        let percent = |count: f64| 100.0 * count / prompts.len() as f64;
+        let (found, expected) = (percent(correct as f64), percent(reference[language]["correct"].as_f64().unwrap()));
+        println!("{language}: {found:.1} % right, {expected:.1} % in diffusers");
+        assert!(found >= expected - 1.0, "{language}: {found:.1} % right, {expected:.1} % in diffusers");
+    }
+}
