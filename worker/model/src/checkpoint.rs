@@ -61,10 +61,7 @@ impl<N> Network<'_, N> {
 impl Checkpoint {
     /// # Errors
     /// When any file is missing or not as expected; nothing stays loaded then.
-    pub(crate) fn read(
-        options: &LoadOptions,
-        progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<Self, LoadError> {
+    pub(crate) fn read(options: &LoadOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, LoadError> {
         let dir = existing_folder(&options.model_dir)?;
         let ModelIndex { pipeline } = ModelIndex::read(dir)?;
         let scheduler = SchedulerConfig::read(dir)?;
@@ -151,7 +148,11 @@ impl Configs {
             return Err(disagree("in_channels", expected, latents));
         }
         if self.max_prompt_tokens() < 1 {
-            return Err(disagree("axes_lens", "a first number of at least 34".to_owned(), self.transformer.axes_lens[0]));
+            return Err(disagree(
+                "axes_lens",
+                "a first number of at least 34".to_owned(),
+                self.transformer.axes_lens[0],
+            ));
         }
         Ok(())
     }

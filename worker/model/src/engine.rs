@@ -82,7 +82,8 @@ impl TorchEngine {
             let patches = u32::try_from(configs.transformer.axes_lens[axis]).unwrap_or(u32::MAX);
             patches.saturating_mul(size_multiple)
         };
-        let name = options.model_dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
+        let name =
+            options.model_dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
         Self {
             info: ModelInfo {
                 name: name.unwrap_or_else(|| options.model_dir.display().to_string()),
@@ -137,10 +138,15 @@ impl TorchEngine {
         let first = specs.first().ok_or_else(|| failed("a batch without images".to_owned()))?;
         let kind = |spec: &ImageSpec| (spec.latent_size, spec.steps, spec.scheduler, spec.guidance.scale > 0.0);
         if let Some(other) = specs.iter().find(|spec| kind(spec) != kind(first)) {
-            return Err(failed(format!("a batch holds one kind of image, found {:?} and {:?}", kind(first), kind(other))));
+            return Err(failed(format!(
+                "a batch holds one kind of image, found {:?} and {:?}",
+                kind(first),
+                kind(other)
+            )));
         }
         let (size, max) = (first.latent_size, self.info.max_size);
-        let fits = size == size.rounded_up(self.info.size_multiple) && size.width <= max.width && size.height <= max.height;
+        let fits =
+            size == size.rounded_up(self.info.size_multiple) && size.width <= max.width && size.height <= max.height;
         if first.steps == 0 || size.pixels() == 0 || !fits {
             let multiple = self.info.size_multiple;
             return Err(failed(format!(

@@ -42,11 +42,16 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
 /// What libtorch says before its C++ backtrace, without the wrapping of a failed `unwrap`.
 fn first_line(message: &str) -> String {
     let message = message.split_once("Torch(\"").map_or(message, |(_, rest)| rest.trim_end_matches("\")"));
-    let end = ["\\nException raised from", "\nException raised from", "\\nCUDA kernel errors might", "\nCUDA kernel errors might"]
-        .iter()
-        .filter_map(|mark| message.find(mark))
-        .min()
-        .unwrap_or(message.len());
+    let end = [
+        "\\nException raised from",
+        "\nException raised from",
+        "\\nCUDA kernel errors might",
+        "\nCUDA kernel errors might",
+    ]
+    .iter()
+    .filter_map(|mark| message.find(mark))
+    .min()
+    .unwrap_or(message.len());
     message[..end].replace("\\n", " ").replace('\n', " ").trim().to_owned()
 }
 
@@ -72,7 +77,10 @@ mod tests {
             ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "memory"),
             ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "memory"),
             ("NVML_SUCCESS == r INTERNAL ASSERT FAILED at \"CUDACachingAllocator.cpp\":838", "memory"),
-            ("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried", "memory"),
+            (
+                "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
+                "memory",
+            ),
             ("CUDA error: an illegal memory access was encountered", "fatal"),
             ("CUDA error: device-side assert triggered", "fatal"),
             ("CUDA driver error: unspecified launch failure", "fatal"),

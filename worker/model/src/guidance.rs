@@ -103,7 +103,8 @@ mod tests {
             BatchGuidance::new(&[image], &schedule(), Device::Cpu).unwrap()
         };
         let outputs = Tensor::from_slice(&[3.0f32, 4.0, 0.0, 0.0]).view([2, 2, 1, 1]);
-        let guided = |normalization| Vec::<f32>::try_from(guidance(normalization).apply(&outputs, 0).view([-1])).unwrap();
+        let guided =
+            |normalization| Vec::<f32>::try_from(guidance(normalization).apply(&outputs, 0).view([-1])).unwrap();
         assert_eq!(guided(0.0), [6.0, 8.0]);
         assert_eq!(guided(1.0), [3.0, 4.0]);
         assert_eq!(guided(1.5), [4.5, 6.0]);

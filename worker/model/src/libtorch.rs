@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn finds_a_mapped_file_whose_folder_has_a_blank() {
-        let maps = "7f00-7f01 r-xp 00000000 00:01 7   /opt/lib torch/lib/libtorch_cpu.so\n7f02-7f03 rw-p 00000000 00:00 0\n";
+        let maps =
+            "7f00-7f01 r-xp 00000000 00:01 7   /opt/lib torch/lib/libtorch_cpu.so\n7f02-7f03 rw-p 00000000 00:00 0\n";
         assert_eq!(mapped_file(maps, "libtorch_cpu.so"), Some(PathBuf::from("/opt/lib torch/lib/libtorch_cpu.so")));
         assert_eq!(mapped_file(maps, "torch_cpu.so"), None);
     }

@@ -55,7 +55,9 @@ impl Fixture {
 
     /// Names `x` of all keys `stem.x.leaf`, sorted.
     fn names(&self, stem: &str, leaf: &str) -> Vec<String> {
-        let name = |key: &String| Some(key.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(leaf)?.strip_suffix('.')?.to_owned());
+        let name = |key: &String| {
+            Some(key.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(leaf)?.strip_suffix('.')?.to_owned())
+        };
         let mut names: Vec<String> = self.expected.keys().filter_map(name).collect();
         names.sort();
         assert!(!names.is_empty(), "no {stem}.*.{leaf}");

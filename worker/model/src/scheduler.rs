@@ -48,7 +48,11 @@ fn linspace_to_one_step(steps: u32) -> impl Iterator<Item = f32> {
     let end = (1.0 / f64::from(steps)) as f32;
     let stride = if steps > 1 { (end - 1.0) / (steps - 1) as f32 } else { 0.0 };
     (0..steps).map(move |index| {
-        if index < steps / 2 || steps == 1 { 1.0 + stride * index as f32 } else { end - stride * (steps - index - 1) as f32 }
+        if index < steps / 2 || steps == 1 {
+            1.0 + stride * index as f32
+        } else {
+            end - stride * (steps - index - 1) as f32
+        }
     })
 }
 

@@ -38,12 +38,15 @@ impl Tokenizer {
         if let Err(source) = std::fs::metadata(&path) {
             return Err(LoadError::Unreadable { path, expected: "the tokenizer's vocabulary".to_owned(), source });
         }
-        let mut tokens = Tokens::from_file(&path)
-            .map_err(|error| LoadError::Tokenizer { path: path.clone(), detail: format!("not a tokenizer: {error}") })?;
+        let mut tokens = Tokens::from_file(&path).map_err(|error| LoadError::Tokenizer {
+            path: path.clone(),
+            detail: format!("not a tokenizer: {error}"),
+        })?;
         tokens.with_padding(None);
-        tokens
-            .with_truncation(None)
-            .map_err(|error| LoadError::Tokenizer { path, detail: format!("truncation cannot be switched off: {error}") })?;
+        tokens.with_truncation(None).map_err(|error| LoadError::Tokenizer {
+            path,
+            detail: format!("truncation cannot be switched off: {error}"),
+        })?;
 
         let config = ConfigFile::read(folder.join("tokenizer_config.json"), "the tokenizer's settings")?;
         let (source, path) = chat_template(&folder, &config)?;
@@ -52,7 +55,8 @@ impl Tokenizer {
         match tokenizer.render("a prompt") {
             Ok(text) if text.contains("a prompt") => Ok(tokenizer),
             Ok(text) => {
-                let detail = format!("expected a chat template that keeps the user's message, found one that gives {text:?}");
+                let detail =
+                    format!("expected a chat template that keeps the user's message, found one that gives {text:?}");
                 Err(LoadError::Tokenizer { path, detail })
             }
             Err(error) => Err(LoadError::Tokenizer { path, detail: error.to_string() }),
@@ -100,9 +104,8 @@ fn chat_template(folder: &Path, config: &ConfigFile) -> Result<(String, PathBuf)
         Some(Json::Array(templates)) => templates.iter().find_map(default_template),
         _ => None,
     };
-    let source = source.ok_or_else(|| {
-        config.invalid(TEMPLATE, format!("a chat template here or in {}", path.display()))
-    })?;
+    let source =
+        source.ok_or_else(|| config.invalid(TEMPLATE, format!("a chat template here or in {}", path.display())))?;
     Ok((source.to_owned(), config.path().to_owned()))
 }
 

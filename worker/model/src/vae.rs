@@ -142,11 +142,8 @@ impl UpBlock {
             let name = format!("{name}.resnets.{index}");
             resnets.push(Resnet::new(weights, &name, inputs, outputs, config.norm_num_groups)?);
         }
-        let upsampler = if last {
-            None
-        } else {
-            Some(weights.conv(&format!("{name}.upsamplers.0.conv"), outputs, outputs, 3)?)
-        };
+        let upsampler =
+            if last { None } else { Some(weights.conv(&format!("{name}.upsamplers.0.conv"), outputs, outputs, 3)?) };
         Ok(Self { resnets, upsampler })
     }
 

@@ -1,4 +1,5 @@
 //! Broken checkpoints: each is refused with a sentence that names file, key, expected and found.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail loudly too")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -90,7 +91,10 @@ fn missing_shard() {
     let model = Broken::copy("tiny-b");
     let shard = "diffusion_pytorch_model-00002-of-00004.safetensors";
     fs::remove_file(model.path(&format!("transformer/{shard}"))).unwrap();
-    model.assert_refused("missing_shard", &[shard, "diffusion_pytorch_model.safetensors.index.json", "expects tensor \""]);
+    model.assert_refused(
+        "missing_shard",
+        &[shard, "diffusion_pytorch_model.safetensors.index.json", "expects tensor \""],
+    );
 }
 
 #[test]
@@ -146,7 +150,10 @@ fn extra_tensor() {
     let model = Broken::copy("tiny-a");
     let extra = |name: &str| (name.to_owned(), TensorView::new(Dtype::F32, vec![2], &ZEROS).unwrap());
     model.edit_tensors(TRANSFORMER, |tensors| tensors.push(extra("layers.2.attention_norm1.weight")));
-    model.assert_refused("extra_tensor", &[TRANSFORMER, "layers.2.attention_norm1.weight", "[2]", "ZImageTransformer2DModel"]);
+    model.assert_refused(
+        "extra_tensor",
+        &[TRANSFORMER, "layers.2.attention_norm1.weight", "[2]", "ZImageTransformer2DModel"],
+    );
 }
 
 #[test]

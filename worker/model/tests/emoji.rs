@@ -1,4 +1,5 @@
 //! The demo checkpoint: its pictures are the emoji that the prompts name, as often as the reference's are.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail loudly too")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
 //! What the process links, and what it opens.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail loudly too")]
 
 use std::process::Command;
 

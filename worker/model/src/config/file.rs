@@ -93,7 +93,9 @@ impl ConfigFile {
     /// Refuses a field that is there with another value than the one this program implements; absent is fine.
     pub(crate) fn only(&self, key: &str, supported: &Value) -> Result<(), LoadError> {
         match self.get(key) {
-            Some(value) if value != supported => Err(self.invalid(key, format!("{supported}, the only one implemented"))),
+            Some(value) if value != supported => {
+                Err(self.invalid(key, format!("{supported}, the only one implemented")))
+            }
             _ => Ok(()),
         }
     }

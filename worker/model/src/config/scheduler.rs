@@ -36,6 +36,9 @@ impl SchedulerConfig {
         if file.get("shift_terminal").is_some() {
             return Err(file.invalid("shift_terminal", "null, the only one implemented"));
         }
-        Ok(Self { num_train_timesteps: file.positive("num_train_timesteps")? as f32, shift: file.positive("shift")? as f32 })
+        Ok(Self {
+            num_train_timesteps: file.positive("num_train_timesteps")? as f32,
+            shift: file.positive("shift")? as f32,
+        })
     }
 }

@@ -63,7 +63,9 @@ impl TransformerConfig {
             return Err(file.invalid("axes_lens", "three numbers"));
         }
         if config.dim % config.n_heads != 0 || config.head_dim() != config.axes_dims.iter().sum::<i64>() {
-            return Err(file.invalid("axes_dims", format!("a sum of dim / n_heads = {} / {}", config.dim, config.n_heads)));
+            return Err(
+                file.invalid("axes_dims", format!("a sum of dim / n_heads = {} / {}", config.dim, config.n_heads))
+            );
         }
         Ok(config)
     }

@@ -115,7 +115,10 @@ fn what_is_loaded_is_told() {
     let mut seen = Vec::new();
     let engine = TorchEngine::load(&fixture.options(), &mut |progress| seen.push(progress)).unwrap();
     let info = engine.model();
-    assert_eq!((info.pipeline.as_str(), info.precision.as_str(), info.device.as_str()), ("ZImagePipeline", "float32", "cpu"));
+    assert_eq!(
+        (info.pipeline.as_str(), info.precision.as_str(), info.device.as_str()),
+        ("ZImagePipeline", "float32", "cpu")
+    );
     assert_eq!((info.name.as_str(), info.size_multiple, info.max_prompt_tokens), ("tiny-a", 4, 512));
     assert_eq!(info.max_size, Size { width: 256, height: 256 });
     assert_eq!(info.weight_bytes, 4 * info.parameters);

@@ -43,7 +43,8 @@ fn text_encoder_alone_and_in_a_batch_of_mixed_lengths() {
         let encoder = fixture.checkpoint().text_encoder;
         let names = fixture.names("text_encoder", "ids");
         assert_eq!(names.len(), 5);
-        let prompts: Vec<Vec<i64>> = names.iter().map(|name| numbers(fixture.get(&format!("text_encoder.{name}.ids")))).collect();
+        let prompts: Vec<Vec<i64>> =
+            names.iter().map(|name| numbers(fixture.get(&format!("text_encoder.{name}.ids")))).collect();
         let together = encoder.forward(&prompts);
         for ((name, prompt), together) in names.iter().zip(prompts).zip(&together) {
             let key = format!("text_encoder.{name}.states");

@@ -74,8 +74,7 @@ impl Block {
         let (w1, w3) = (name("feed_forward.w1"), name("feed_forward.w3"));
         let norm_q = weights.norm(&name("attention.norm_q"), config.head_dim())?;
         let norm_k = weights.norm(&name("attention.norm_k"), config.head_dim())?;
-        let qk_norm =
-            if weights.checks_only() { norm_q } else { Tensor::stack(&[norm_q, norm_k], 0).unsqueeze(1) };
+        let qk_norm = if weights.checks_only() { norm_q } else { Tensor::stack(&[norm_q, norm_k], 0).unsqueeze(1) };
         Ok(Self {
             heads: config.n_heads,
             norm_eps: config.norm_eps,
@@ -119,7 +118,8 @@ impl Block {
             });
         };
         let [scale_msa, gate_msa, scale_mlp, gate_mlp] =
-            <[Tensor; 4]>::try_from(adaln_modulation.forward(embedded).chunk(4, 1)).expect("four chunks were asked for");
+            <[Tensor; 4]>::try_from(adaln_modulation.forward(embedded).chunk(4, 1))
+                .expect("four chunks were asked for");
         Modulation(Factors {
             attention_in: (scale_msa + 1.0) * &self.attention_norm1,
             attention_out: gate_msa.tanh() * &self.attention_norm2,

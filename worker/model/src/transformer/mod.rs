@@ -132,7 +132,8 @@ impl Transformer {
 
         let image_ropes: Vec<Tensor> =
             lengths.as_slice().iter().map(|&length| self.rope.lookup(&grid.positions(length))).collect();
-        let unified: Vec<&Tensor> = image_ropes.iter().zip(&caption_ropes).flat_map(|(x, caption)| [x, caption]).collect();
+        let unified: Vec<&Tensor> =
+            image_ropes.iter().zip(&caption_ropes).flat_map(|(x, caption)| [x, caption]).collect();
         let image_len = grid.padded_tokens();
         Conditioning {
             grid,
@@ -184,7 +185,8 @@ impl Transformer {
         }
 
         let images = x.split(image_len, 0);
-        let parts: Vec<&Tensor> = images.iter().zip(&conditioning.captions).flat_map(|(x, caption)| [x, caption]).collect();
+        let parts: Vec<&Tensor> =
+            images.iter().zip(&conditioning.captions).flat_map(|(x, caption)| [x, caption]).collect();
         let mut unified = Tensor::cat(&parts, 0);
         for (block, modulation) in self.layers.iter().zip(&modulations.layers) {
             unified =

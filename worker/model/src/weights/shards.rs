@@ -99,9 +99,10 @@ fn shard_names(index: &ConfigFile) -> Result<BTreeMap<String, String>, LoadError
     let map = index.get("weight_map").and_then(Value::as_object).ok_or_else(invalid)?;
     let mut shards = BTreeMap::new();
     for (key, file) in map {
-        let file = file.as_str().filter(|file| !file.is_empty() && !file.contains(['/', '\\'])).ok_or_else(|| {
-            index.invalid(&format!("weight_map.{key}"), "the name of a file in the same folder")
-        })?;
+        let file = file
+            .as_str()
+            .filter(|file| !file.is_empty() && !file.contains(['/', '\\']))
+            .ok_or_else(|| index.invalid(&format!("weight_map.{key}"), "the name of a file in the same folder"))?;
         shards.entry(file.to_owned()).or_insert_with(|| key.clone());
     }
     if shards.is_empty() { Err(invalid()) } else { Ok(shards) }
