@@ -59,6 +59,32 @@ fn seconds() -> Histogram {
 /// Names of the states, as [`state`] gives them.
 const STATES: [&str; 5] = ["loading", "serving", "draining", "drained", "failed"];
 
+/// Reasons of refusals, as [`Refusal::reason`] gives them.
+const REASONS: [&str; 13] = [
+    "invalid",
+    "too_large",
+    "request_id_reused",
+    "loading",
+    "draining",
+    "failed",
+    "queue_full",
+    "queue_timeout",
+    "drain_timeout",
+    "out_of_memory",
+    "internal",
+    "unauthenticated",
+    "not_supported",
+];
+
+/// Those of them that meet a request before it is admitted.
+const AT_THE_DOOR: usize = 7;
+
+/// Codes that an admitted request may end with.
+const CODES: [Code; 5] = [Code::Ok, Code::Cancelled, Code::ResourceExhausted, Code::Internal, Code::Unavailable];
+
+/// Kinds of engine failures.
+const KINDS: [&str; 3] = ["out_of_memory", "failed", "fatal"];
+
 /// The name of the state that a snapshot is in.
 pub(crate) const fn state(snapshot: &Snapshot) -> &'static str {
     match snapshot.phase {
@@ -92,6 +118,7 @@ impl Metrics {
             load_seconds: Seconds::default(),
             load_ratio: Seconds::default(),
         };
+        metrics.begin_at_0();
         let own = registry.sub_registry_with_prefix("imagegen_worker");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         own.register("build", "Version of the worker", build);
@@ -142,6 +169,24 @@ impl Metrics {
         );
         own.register("load_ratio", "Share of the checkpoint that is read, 0 to 1", metrics.load_ratio.clone());
         metrics
+    }
+
+    /// A counter that is there from the start lets Prometheus see its first increase.
+    fn begin_at_0(&self) {
+        for reason in REASONS {
+            drop(self.refusals.get_or_create(&[("reason", reason)]));
+        }
+        for code in CODES {
+            drop(self.requests.get_or_create(&[("code", code_name(code))]));
+        }
+        for stage in [Stage::TextEncoder, Stage::Transformer, Stage::Vae] {
+            for kind in KINDS {
+                drop(self.failures.get_or_create(&[("stage", stage.into()), ("kind", kind)]));
+            }
+        }
+        for result in ["ok", "error"] {
+            drop(self.reloads.get_or_create(&[("result", result)]));
+        }
     }
 
     pub(crate) fn refused(&self, refusal: &Refusal) {
@@ -215,7 +260,7 @@ impl Metrics {
 
     /// Requests that were never admitted.
     pub(crate) fn refused_total(&self) -> u64 {
-        ["invalid", "too_large", "request_id_reused", "loading", "draining", "failed", "queue_full"]
+        REASONS[..AT_THE_DOOR]
             .iter()
             .filter_map(|reason| self.refusals.get(&[("reason", reason)]).map(|counter| counter.get()))
             .sum()

@@ -210,11 +210,13 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
         queue_capacity: u32::try_from(queue_capacity).unwrap_or(u32::MAX),
     };
     let (reporter, health_service) = tonic_health::server::health_reporter();
+    health::report(&reporter, false).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name("imagegen.v1.ImageService")
         .with_service_name("grpc.health.v1.Health")
+        .with_service_name("grpc.reflection.v1.ServerReflection")
         .build_v1()
         .map_err(|error| ServeError::Settings(format!("the descriptors of this build are damaged: {error}")))?;
     let routes = Routes::new(ImageServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES))
@@ -373,8 +375,9 @@ async fn end_of_life(
         }
         _ => Ok(()),
     };
-    dispatcher.stop();
+    // First the tasks' order, so that an engine thread that ends is not taken for one that died.
     stop.cancel();
+    dispatcher.stop();
     result
 }
 

@@ -84,18 +84,16 @@ impl Supervisor {
     /// The first task that ended before the stop, failed, panicked, or did not stop in time.
     pub async fn run(mut self, grace: Duration) -> Result<(), TaskError> {
         let mut outcome = Ok(());
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => break,
-                ended = self.tasks.join_next_with_id() => {
-                    let Some(ended) = ended else { break };
-                    outcome = self.judge(ended, false);
-                    if let Err(error) = &outcome {
-                        error!(%error, "A task that must not end has ended; stopping the process.");
-                    }
-                    self.stop.cancel();
-                    break;
+        tokio::select! {
+            // First the stop: a task that ended because of it did not end unasked.
+            biased;
+            () = self.stop.cancelled() => {}
+            ended = self.tasks.join_next_with_id() => {
+                outcome = ended.map_or(Ok(()), |ended| self.judge(ended, false));
+                if let Err(error) = &outcome {
+                    error!(%error, "A task that must not end has ended; stopping the process.");
                 }
+                self.stop.cancel();
             }
         }
         let stopped = time::timeout(grace, async {
