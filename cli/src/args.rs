@@ -161,13 +161,13 @@ pub struct Job {
     #[arg(long, value_name = "PROMPT", help_heading = "Picture")]
     pub negative_prompt: Option<String>,
     /// How strongly the prompt guides; 0 switches guidance off. Absent: the model's default.
-    #[arg(long, value_name = "SCALE", help_heading = "Picture")]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Picture")]
     pub guidance_scale: Option<f32>,
     /// Cap of the guided prediction's norm as a multiple of the positive one's; 0 for none.
-    #[arg(long, value_name = "RATIO", help_heading = "Picture")]
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg_normalization: Option<f32>,
     /// Guidance ends where 1 - sigma exceeds this, 0 to 1.
-    #[arg(long, value_name = "RATIO", help_heading = "Picture")]
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg_truncation: Option<f32>,
     /// Scheduler. Absent: the model's own. Known: flow-matching Euler, written flow-match-euler.
     #[arg(long, value_name = "NAME", help_heading = "Picture")]

@@ -131,7 +131,16 @@ impl Error {
     /// For a person: message, wrong fields as flags, what to do.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let mut text = format!("error: {}", self.message());
+        let message = self.message();
+        // The worker's message usually repeats what the lines below say under the names of the flags.
+        let is_repeated = |violation: &Violation| message.contains(&violation.description);
+        let headline = match message.split_once(": ") {
+            Some((headline, _)) if !self.violations().is_empty() && self.violations().iter().all(is_repeated) => {
+                headline
+            }
+            _ => &message,
+        };
+        let mut text = format!("error: {headline}");
         for violation in self.violations() {
             text.push_str(&format!("\n  {}: {}", flag_of(&violation.field), violation.description));
         }

@@ -68,12 +68,19 @@ pub fn to_text(peer: &str, status: &WorkerStatus) -> String {
     if let Ok(model) = &status.model
         && !model.settings.is_empty()
     {
-        let rows: Vec<_> =
-            model.settings.iter().map(|s| vec![s.name.clone(), s.value.clone(), s.origin.clone()]).collect();
+        let rows: Vec<_> = model
+            .settings
+            .iter()
+            .map(|s| vec![s.name.clone(), or_none(&s.value).to_owned(), s.origin.clone()])
+            .collect();
         text.push('\n');
         text.push_str(&table::columns(&["SETTING", "VALUE", "ORIGIN"], &rows));
     }
     text
+}
+
+const fn or_none(value: &str) -> &str {
+    if value.is_empty() { "none" } else { value }
 }
 
 fn model_rows(model: &Model) -> Vec<(&'static str, String)> {
@@ -89,7 +96,7 @@ fn model_rows(model: &Model) -> Vec<(&'static str, String)> {
             ),
         ),
         ("Runs in", format!("{} on {}", model.precision, model.device)),
-        ("Versions", format!("worker {}, libtorch {}", model.version, model.libtorch_version)),
+        ("Versions", format!("worker {}, libtorch {}", model.version, or_none(&model.libtorch_version))),
     ];
     if let Some(d) = &model.defaults {
         let guidance = d.guidance_scale;
@@ -99,7 +106,7 @@ fn model_rows(model: &Model) -> Vec<(&'static str, String)> {
         rows.push((
             "Limits",
             format!(
-                "{} pixels, {} steps, {} pictures a request, {} requests in the queue, {} tokens a prompt",
+                "{} pixels, {} steps, {} pictures a request, a queue of {}, {} tokens a prompt",
                 l.max_pixels, l.max_steps, l.max_images_per_request, l.queue_capacity, l.max_prompt_tokens
             ),
         ));

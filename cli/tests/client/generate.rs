@@ -50,12 +50,13 @@ fn several_pictures_are_numbered_and_json_names_them() {
 #[test]
 fn a_refusal_names_the_flags_and_exits_3() {
     let details = ErrorDetails::with_bad_request(vec![FieldViolation::new("steps", "at most 50, found 500")]);
-    let refusal = || Status::with_error_details(Code::InvalidArgument, "1 field is invalid", details.clone());
+    let refusal = || Status::with_error_details(Code::InvalidArgument, "steps at most 50, found 500", details.clone());
     let (worker, folder) = (Worker::start([Reply::Refuses(refusal()), Reply::Refuses(refusal())]), folder());
     let words = ["-o", "apple.png", "--steps", "500"];
     let output = generate(&folder, &worker.endpoint(), &words);
     assert_eq!(code(&output), 3);
-    assert!(stderr(&output).contains("--steps: at most 50, found 500"), "{}", stderr(&output));
+    let wanted = "error: the worker refuses the request\n  --steps: at most 50, found 500\n";
+    assert!(stderr(&output).ends_with(wanted), "{}", stderr(&output));
     let output = generate(&folder, &worker.endpoint(), &[&words[..], &["--json"]].concat());
     let error = &json(&output)["error"];
     assert_eq!((&error["class"], &error["exit_code"]), (&json!("refused"), &json!(3)));
