@@ -13,7 +13,10 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::{info, warn};
 
-use crate::dispatcher::{Dispatcher, Phase, Snapshot};
+use crate::{
+    dispatcher::Dispatcher,
+    snapshot::{Phase, Snapshot},
+};
 
 /// Longest time between two reports.
 const REPORT_EVERY: Duration = Duration::from_secs(1);

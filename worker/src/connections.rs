@@ -20,8 +20,8 @@ use tracing::{debug, warn};
 
 use crate::{
     auth::Tokens,
-    dispatcher::Snapshot,
     metrics::Metrics,
+    snapshot::Snapshot,
     status::{self, Refusal},
 };
 

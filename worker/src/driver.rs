@@ -11,9 +11,10 @@ use uuid::Uuid;
 use crate::{
     call::Call,
     calls::Calls,
-    dispatcher::{Admitted, Dispatcher, Phase},
+    dispatcher::{Admitted, Dispatcher},
     encode::encode,
     engine_thread::{EngineEvent, JobError, StageSeconds},
+    snapshot::Phase,
     status::Refusal,
     wire,
 };

@@ -30,6 +30,7 @@ mod output;
 mod reload;
 mod service;
 mod settings;
+mod snapshot;
 mod status;
 mod tls;
 #[cfg(feature = "torch")]

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         },
         Command::Serve(args) => {
             let settings = match (command.find_subcommand("serve"), matches.subcommand()) {
-                (Some(command), Some((_, matches))) => run::settings_of(command, matches),
+                (Some(command), Some((_, matches))) => run::Settings::new(command, matches),
                 _ => run::Settings::default(),
             };
             let served = Runtime::new().map_err(anyhow::Error::from).map(|runtime| {

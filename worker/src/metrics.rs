@@ -19,7 +19,7 @@ use prometheus_client::{
 use tonic::Code;
 
 use crate::{
-    dispatcher::{Phase, Snapshot},
+    snapshot::{Phase, Snapshot},
     status::Refusal,
 };
 

@@ -1,6 +1,6 @@
 //! `serve`: puts the parts together, and takes them down in order.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use imagegen_core::rules::{Limits, RuleSettings};
 use imagegen_proto::{
@@ -9,16 +9,16 @@ use imagegen_proto::{
 };
 use imagegen_telemetry::{
     http::{self, Page},
-    supervise::{Supervisor, TaskError},
+    supervise::Supervisor,
 };
 use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
     admin::Admin,
@@ -29,19 +29,17 @@ use crate::{
     dispatcher::Dispatcher,
     engine_thread::{self, EngineEnd},
     health, metrics,
-    reload::{Parse, ReloadError, Reloading},
-    scripted::{Script, ScriptError, ScriptedEngine},
+    reload::{Parse, Reloading},
+    scripted::{Script, ScriptedEngine},
     service::Service,
     settings, tls,
 };
 
-pub use crate::settings::Settings;
+mod error;
+mod life;
 
-/// The settings of a parsed command line, for GetModel.
-#[must_use]
-pub fn settings_of(command: &clap::Command, matches: &clap::ArgMatches) -> Settings {
-    Settings::new(command, matches)
-}
+pub use self::error::ServeError;
+pub use crate::settings::Settings;
 
 /// Largest message that a client may send: a prompt of a million characters is a mistake.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
@@ -69,65 +67,6 @@ pub struct Host {
     pub started: oneshot::Sender<Addresses>,
     /// How often certificates and tokens are looked at; absent: every few seconds.
     pub reload_every: Option<Duration>,
-}
-
-/// Why the server ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// Settings that do not go together, or name files that are not usable.
-    #[error("{0}")]
-    Settings(String),
-    /// A port.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Which one.
-        address: SocketAddr,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The model.
-    #[error("{0}")]
-    Load(String),
-    /// The engine.
-    #[error("{0}")]
-    Engine(String),
-    /// A task.
-    #[error(transparent)]
-    Task(TaskError),
-    /// The drain.
-    #[error("{cut} requests were cut off: {why}")]
-    Cut {
-        /// How many.
-        cut: usize,
-        /// By what.
-        why: &'static str,
-    },
-}
-
-impl ServeError {
-    /// The exit code of the process, as `--help` tells it.
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Listen { .. } | Self::Task(_) => 1,
-            Self::Settings(_) => 2,
-            Self::Load(_) => 3,
-            Self::Engine(_) => 4,
-            Self::Cut { .. } => 5,
-        }
-    }
-}
-
-impl From<ReloadError> for ServeError {
-    fn from(error: ReloadError) -> Self {
-        Self::Settings(error.to_string())
-    }
-}
-
-impl From<ScriptError> for ServeError {
-    fn from(error: ScriptError) -> Self {
-        Self::Settings(error.to_string())
-    }
 }
 
 /// Serves until it is told to stop and everything admitted is done.
@@ -261,7 +200,7 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
         }
     };
     let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
-    supervisor.spawn("engine", follow_engine(engine_end, stop.clone()));
+    supervisor.spawn("engine", life::follow_engine(engine_end, stop.clone()));
 
     info!(
         public = %addresses.public,
@@ -273,10 +212,10 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
     // Whoever asked for the addresses may have stopped waiting.
     let _ = host.started.send(addresses);
 
-    let life = end_of_life(Arc::clone(&dispatcher), host.terminations, drain_timeout, stop);
+    let life = life::end_of_life(Arc::clone(&dispatcher), host.terminations, drain_timeout, stop);
     // Ports flush first, so the tasks as a whole have a little longer.
     let (tasks, drained) = tokio::join!(supervisor.run(FLUSH + Duration::from_secs(3)), life);
-    tasks.map_err(of_task)?;
+    tasks.map_err(error::of_task)?;
     drained
 }
 
@@ -327,73 +266,6 @@ fn torch_engine(
 /// Said when there is no checkpoint to load.
 #[cfg(feature = "torch")]
 pub(crate) const NO_MODEL: &str = "--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint";
-
-async fn follow_engine(
-    mut end: oneshot::Receiver<Result<(), EngineEnd>>,
-    stop: CancellationToken,
-) -> Result<(), EngineEnd> {
-    tokio::select! {
-        end = &mut end => end.unwrap_or(Err(EngineEnd::Panicked)),
-        // A step may take minutes; the process does not wait for one that nobody wants.
-        () = stop.cancelled() => Ok(()),
-    }
-}
-
-/// Waits for the order to stop, then for what is admitted.
-async fn end_of_life(
-    dispatcher: Arc<Dispatcher>,
-    mut terminations: mpsc::Receiver<()>,
-    drain_timeout: Duration,
-    stop: CancellationToken,
-) -> Result<(), ServeError> {
-    tokio::select! {
-        // A task died; the supervisor knows more.
-        () = stop.cancelled() => return Ok(()),
-        Some(()) = terminations.recv() => {}
-    }
-    let mut changes = dispatcher.subscribe();
-    dispatcher.begin_shutdown();
-    let open = dispatcher.snapshot().open;
-    info!(open_requests = open, timeout_seconds = drain_timeout.as_secs_f64(), "Draining before the process ends.");
-    let why = tokio::select! {
-        _ = changes.wait_for(|snapshot| snapshot.is_drained()) => None,
-        () = tokio::time::sleep(drain_timeout) => Some("the drain timeout passed"),
-        Some(()) = terminations.recv() => Some("a second signal came"),
-        () = stop.cancelled() => return Ok(()),
-    };
-    let cut = dispatcher.snapshot().open;
-    let result = match why {
-        Some(why) if cut > 0 => {
-            warn!(cut, why, "Ending requests with UNAVAILABLE.");
-            dispatcher.abort();
-            // The ends must be on their streams before the ports close.
-            let ended = changes.wait_for(|snapshot| snapshot.open == 0);
-            if tokio::time::timeout(FLUSH, ended).await.is_err() {
-                warn!("Some requests did not take their end in time.");
-            }
-            Err(ServeError::Cut { cut, why })
-        }
-        _ => Ok(()),
-    };
-    // First the tasks' order, so that an engine thread that ends is not taken for one that died.
-    stop.cancel();
-    dispatcher.stop();
-    result
-}
-
-fn of_task(error: TaskError) -> ServeError {
-    if let TaskError::Failed { source, .. } = &error
-        && let Some(end) = source.downcast_ref::<EngineEnd>()
-    {
-        let sentence = end.to_string();
-        return if matches!(end, EngineEnd::Load(_)) {
-            ServeError::Load(sentence)
-        } else {
-            ServeError::Engine(sentence)
-        };
-    }
-    ServeError::Task(error)
-}
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })

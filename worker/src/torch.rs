@@ -3,9 +3,8 @@
 use std::{num::NonZeroUsize, path::Path};
 
 use imagegen_model::{
-    engine::TorchEngine,
+    LoadError, LoadOptions, TorchEngine,
     libtorch::{self, CudaLibrary, LibtorchError},
-    load::{self, LoadError, LoadOptions},
 };
 use tracing::info;
 
@@ -37,12 +36,12 @@ pub(crate) struct Options {
 pub(crate) fn options(model: &Path, precision: Option<Precision>, device: Device, threads: usize) -> Options {
     let mut load = LoadOptions::new(model);
     load.precision = match precision.unwrap_or(suited_to(device)) {
-        Precision::Float32 => load::Precision::Float32,
-        Precision::BFloat16 => load::Precision::BFloat16,
+        Precision::Float32 => imagegen_model::Precision::Float32,
+        Precision::BFloat16 => imagegen_model::Precision::BFloat16,
     };
     load.device = match device {
-        Device::Cpu => load::Device::Cpu,
-        Device::Cuda(index) => load::Device::Cuda(index as usize),
+        Device::Cpu => imagegen_model::Device::Cpu,
+        Device::Cuda(index) => imagegen_model::Device::Cuda(index as usize),
     };
     load.threads = NonZeroUsize::new(threads);
     Options { load, device }
@@ -69,7 +68,7 @@ pub(crate) fn load(options: &Options, progress: &mut dyn FnMut(LoadProgress)) ->
             return Err(TorchError::NoSuchGpu { device: *device, found });
         }
     }
-    let engine = TorchEngine::load(load, &mut |load::LoadProgress { loaded_bytes, total_bytes }| {
+    let engine = TorchEngine::load(load, &mut |imagegen_model::LoadProgress { loaded_bytes, total_bytes }| {
         progress(LoadProgress { loaded_bytes, total_bytes });
     })?;
     Ok(engine)

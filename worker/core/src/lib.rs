@@ -15,3 +15,5 @@ pub mod request;
 pub mod rules;
 pub mod spec;
 pub mod text;
+
+mod violation;

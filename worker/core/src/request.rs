@@ -1,11 +1,13 @@
 //! From the fields of a call to a request in which everything is checked and filled in.
 
+pub use crate::violation::Violation;
 use crate::{
     bucket::Bucket,
     geometry::{self, TooLarge},
     rules::Rules,
     spec::{Guidance, ImageSpec, SchedulerKind, Size},
     text,
+    violation::Violations,
 };
 
 /// File format of a picture.
@@ -152,15 +154,6 @@ impl Request {
     }
 }
 
-/// One field that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
-    /// Name of the field in image.proto.
-    pub field: &'static str,
-    /// What was expected and what was found.
-    pub description: String,
-}
-
 /// Why a request cannot be made by this worker, now or later.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
@@ -180,9 +173,6 @@ fn sentence(violations: &[Violation]) -> String {
 
 /// Range of `priority`.
 const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
-
-/// Longest `request_id`.
-const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// The checked request. `random_seed` is used where the call has no seed; `count_tokens` counts as the engine does.
 ///
@@ -277,71 +267,6 @@ fn guidance(raw: &RawRequest, rules: &Rules, violations: &mut Violations, warnin
         }
     }
     Guidance::OFF
-}
-
-/// All that is wrong with one call.
-#[derive(Default)]
-struct Violations(Vec<Violation>);
-
-impl Violations {
-    fn add(&mut self, field: &'static str, description: String) {
-        self.0.push(Violation { field, description });
-    }
-
-    const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn into_result(self) -> Result<(), RequestError> {
-        if self.0.is_empty() { Ok(()) } else { Err(RequestError::Invalid(self.0)) }
-    }
-
-    fn text(&mut self, field: &'static str, result: Result<(), text::TextError>) {
-        if let Err(error) = result {
-            self.add(field, error.to_string());
-        }
-    }
-
-    fn range(&mut self, field: &'static str, found: u32, min: u32, max: u32) {
-        if !(min..=max).contains(&found) {
-            self.add(field, format!("must be {min} to {max}, found {found}"));
-        }
-    }
-
-    fn at_least_0(&mut self, field: &'static str, found: f64) {
-        if !found.is_finite() || found < 0.0 {
-            self.add(field, format!("must be a finite number of at least 0, found {found}"));
-        }
-    }
-
-    fn choice<T>(&mut self, field: &'static str, choice: Choice<T>) -> Option<T> {
-        choice.unwrap_or_else(|found| {
-            self.add(field, format!("is none of the known values, found {found}"));
-            None
-        })
-    }
-
-    fn size(&mut self, size: Size, rules: &Rules) {
-        let before = self.0.len();
-        let max_size = rules.model.max_size;
-        for (field, found, max) in [("width", size.width, max_size.width), ("height", size.height, max_size.height)] {
-            if !(1..=max).contains(&found) {
-                self.add(field, format!("must be 1 to {max} pixels, the model's largest, found {found}"));
-            }
-        }
-        if self.0.len() == before && size.pixels() > rules.limits.max_pixels {
-            let (found, max) = (size.pixels(), rules.limits.max_pixels);
-            self.add("width", format!("times height must be at most {max} pixels, found {size} = {found} pixels"));
-        }
-    }
-
-    fn request_id(&mut self, id: &str) {
-        if id.len() > MAX_REQUEST_ID_BYTES {
-            self.add("request_id", format!("must be at most {MAX_REQUEST_ID_BYTES} characters, found {}", id.len()));
-        } else if !id.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-            self.add("request_id", "must be printable ASCII".into());
-        }
-    }
 }
 
 #[cfg(test)]

@@ -137,7 +137,7 @@ pub(crate) fn serve(folder: &Path, script: &str, flags: &[&str]) -> Served {
     let matches = command.clone().try_get_matches_from(defaults.iter().chain(flags)).unwrap();
     let Command::Serve(args) = Cli::from_arg_matches(&matches).unwrap().command else { panic!("serve") };
     let settings =
-        run::settings_of(command.find_subcommand("serve").unwrap(), matches.subcommand_matches("serve").unwrap());
+        run::Settings::new(command.find_subcommand("serve").unwrap(), matches.subcommand_matches("serve").unwrap());
     let (terminations, receiver) = mpsc::channel(2);
     let (started, addresses) = oneshot::channel();
     let host = Host { terminations: receiver, started, reload_every: Some(RELOAD_EVERY) };
