@@ -33,13 +33,93 @@ first_picture() {
 }
 
 cluster_up() {
+    if [ -z "${KUBECONFIG:-}" ]; then
+        note "Kubernetes on this machine"
+        made cluster
+        KUBECONFIG=$(testcluster up --dir "$CLUSTER")
+        export KUBECONFIG
+    fi
+    kubectl version >/dev/null || die "the cluster that KUBECONFIG=$KUBECONFIG names does not answer"
+}
+
+# give_images: sets OPERATOR_IMAGE, WORKER_IMAGE and MODEL_IMAGE to what the cluster's nodes can run.
+give_images() {
+    note "Images into the cluster"
+    local name
+    if [ -n "${IMAGES:-}" ]; then
+        for name in imagegen-operator imagegen-worker emoji-zimage; do
+            note "pushing $IMAGES/$name"
+            "$ROOT/deploy/scripts/push-image.sh" "$name" "$IMAGES/$name:demo" >"$STATE/$name"
+        done
+    else
+        testcluster load --dir "$CLUSTER" "$CACHE"/images/{imagegen-operator,imagegen-worker,emoji-zimage}.tar
+        for name in imagegen-operator imagegen-worker emoji-zimage; do cp "$CACHE/images/$name.reference" "$STATE/$name"; done
+    fi
+    OPERATOR_IMAGE=$(<"$STATE/imagegen-operator") WORKER_IMAGE=$(<"$STATE/imagegen-worker") MODEL_IMAGE=$(<"$STATE/emoji-zimage")
+}
+
+# image_values KEY REFERENCE: the chart's values for an image with a tag, or with a digest.
+image_values() {
+    case $2 in
+        *@*) printf '%s.repository=%s,%s.digest=%s' "$1" "${2%@*}" "$1" "${2#*@}" ;;
+        *) printf '%s.repository=%s,%s.tag=%s' "$1" "${2%:*}" "$1" "${2##*:}" ;;
+    esac
+}
+
+install_chart() {
+    note "The Helm chart"
+    if ! was_made release && helm status imagegen --namespace "$SYSTEM" >/dev/null 2>&1; then
+        die "there is a Helm release imagegen in namespace $SYSTEM already that the demo did not make, and the demo would change it"
+    fi
+    kubectl get crd imagegens.imagegen.dev >/dev/null 2>&1 || made crd
+    kubectl get namespace "$SYSTEM" >/dev/null 2>&1 || made system-namespace
+    made release
+    helm upgrade --install imagegen charts/imagegen --namespace "$SYSTEM" --create-namespace --wait --timeout 5m \
+        --set "$(image_values image "$OPERATOR_IMAGE")" --set "$(image_values workerImage "$WORKER_IMAGE")" >/dev/null
+    if ! kubectl get namespace "$NAMESPACE" >/dev/null 2>&1; then
+        made namespace
+        kubectl create namespace "$NAMESPACE" >/dev/null
+    fi
+    made imagegen
+    sed "s#reference: localhost/emoji-zimage:1#reference: $MODEL_IMAGE#" deploy/examples/emoji.yaml | kubectl apply --namespace "$NAMESPACE" -f -
+}
+
+# wait_ready: shows the Ready condition's reason whenever it changes, until it is true.
+wait_ready() {
+    note "Waiting for the ImageGen to be Ready (usually 10 s)"
+    local deadline=$((SECONDS + 300)) line last=
+    while [ $SECONDS -lt $deadline ]; do
+        line=$(kubectl get imagegen "$NAME" --namespace "$NAMESPACE" \
+            -o jsonpath='{range .status.conditions[?(@.type=="Ready")]}{.status} {.reason}: {.message}{end}')
+        [ "$line" = "$last" ] || printf '    %s\n' "${line:-no status yet}" >&2
+        last=$line
+        [ "${line%% *}" = True ] && return
+        kubectl wait imagegen "$NAME" --namespace "$NAMESPACE" --for=condition=Ready --timeout=2s >/dev/null 2>&1 || true
+    done
+    kubectl get pods --namespace "$NAMESPACE" >&2
+    die "the ImageGen is not Ready after 5 minutes: $last"
+}
+
+pictures() {
+    note "Pictures over gRPC"
+    kubectl imagegen generate "$NAME" "a red apple" --namespace "$NAMESPACE" --size 256x256 --seed 7 --output "$PICTURES/red-apple.png"
+    kubectl imagegen generate "$NAME" "红苹果" --namespace "$NAMESPACE" --size 256x256 --seed 8 --output "$PICTURES/hong-ping-guo.png"
+    note "What the cluster says"
+    kubectl get imagegen --namespace "$NAMESPACE"
+    printf '\nPictures: %s\n' "$PICTURES"/*.png
+    # shellcheck disable=SC2016 # for the reader to paste
+    printf 'More: KUBECONFIG=%s PATH=%s:$PATH kubectl imagegen generate %s "a green frog" -n %s -o frog.png\nRemove it all: make demo-down\n' \
+        "$KUBECONFIG" "$CACHE/bin" "$NAME" "$NAMESPACE"
+}
+
+up() {
     ask_before_building
     mkdir -p "$STATE" "$PICTURES"
     note "Set-up"
     "$ROOT/deploy/scripts/setup.sh" build cluster
     note "Building (Kubernetes meanwhile, in the background)"
     "$ROOT/deploy/scripts/test-tools.sh" >"$CACHE/log/tools.log" 2>&1 </dev/null &
-    local tools=$!
+    local tools=$! name
     trap 'kill "$tools" 2>/dev/null || true' EXIT
     step "worker" "8 min from nothing" make --no-print-directory worker
     first_picture
