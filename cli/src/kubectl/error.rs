@@ -65,14 +65,6 @@ pub enum Error {
         /// How to do without.
         hint: String,
     },
-    /// The Secret lacks the key.
-    #[error("Secret {name} has no key {key}")]
-    NoKey {
-        /// Name of the Secret.
-        name: String,
-        /// The key.
-        key: String,
-    },
 }
 
 impl Error {
@@ -81,11 +73,12 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Kubeconfig { .. } => Class::File,
-            Self::Api { code: 401 | 403, .. } | Self::NoKey { .. } => Class::Unauthorized,
+            Self::Api { code: 401 | 403, .. } => Class::Unauthorized,
             Self::NotInstalled | Self::NoSuchImageGen { .. } | Self::Api { code: 404, .. } => Class::NotFound,
             Self::Unreachable { .. } | Self::Api { .. } | Self::NotReady { .. } => Class::Unavailable,
             Self::NoPort(_) => Class::Internal,
-            Self::Secret { source, .. } => source.class(),
+            Self::Secret { source, .. } if matches!(**source, Self::Unreachable { .. }) => Class::Unavailable,
+            Self::Secret { .. } => Class::Unauthorized,
         }
     }
 
@@ -111,7 +104,7 @@ impl Error {
             }
             Self::NoPort(name) => format!("See kubectl get service {name} -o yaml."),
             Self::Secret { hint, .. } => hint.clone(),
-            Self::NoKey { .. } | Self::Api { .. } => String::new(),
+            Self::Api { .. } => String::new(),
         }
     }
 
