@@ -42,7 +42,7 @@ impl Fixture {
     }
 
     fn options(&self) -> LoadOptions {
-        LoadOptions::new(&self.folder)
+        LoadOptions { threads: std::num::NonZeroUsize::new(1), ..LoadOptions::new(&self.folder) }
     }
 
     fn checkpoint(&self) -> Checkpoint {
