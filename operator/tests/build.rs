@@ -1,5 +1,7 @@
 //! From the YAML of a user through the real validation and the real builders to every child.
 
+#![allow(clippy::panic, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use imagegen_operator::{

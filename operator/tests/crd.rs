@@ -1,5 +1,7 @@
 //! The schema: what is generated is what is committed, and it keeps the promises that clients of the API rely on.
 
+#![allow(clippy::panic, reason = "helpers of tests")]
+
 use std::path::PathBuf;
 
 use imagegen_operator::crd::{crd, crd_yaml};
@@ -139,4 +141,31 @@ fn rules_have_messages_that_are_sentences_for_users() {
         assert!(node["nullable"].is_null(), "{path} is nullable");
     }
     assert!(rules > 25, "{rules} rules");
+}
+
+#[test]
+fn the_manual_has_a_row_for_every_field_with_its_default() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/crd.md");
+    let manual = std::fs::read_to_string(path).expect("docs/crd.md is committed");
+    let schema = schema();
+    for (path, node) in all(&schema) {
+        let name = path.strip_prefix("spec.").unwrap_or(&path);
+        let inside_core = name.strip_prefix("worker.podTemplate.").is_some_and(|rest| rest.contains(['.', '[']));
+        if ["spec", "status"].contains(&name)
+            || name.ends_with(['*', ']'])
+            || inside_core
+            || name.contains("conditions[]")
+        {
+            continue;
+        }
+        let row = manual.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/crd.md has no row for {name}"));
+        let default = &node["default"];
+        let text = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+        let shown = default.is_null()
+            || default.is_object()
+            || path.starts_with("status")
+            || row.contains(&format!("| {text} |"));
+        assert!(shown, "docs/crd.md has another default than {text} for {name}");
+    }
 }

@@ -73,8 +73,6 @@ pub enum Reason {
     AllWorkersReady,
     /// Some worker is ready.
     WorkersReady,
-    /// No worker is ready.
-    NoWorkerReady,
     /// No worker is wanted.
     ScaledToZero,
     /// Nothing is wrong.
@@ -85,8 +83,4 @@ pub enum Reason {
     // Scaling.
     /// spec.replicas is the size.
     AutoscalingDisabled,
-    /// An edit of spec.replicas has no effect in this mode.
-    ReplicasIgnored,
-    /// A second autoscaler writes the same number.
-    ConflictingAutoscaler,
 }

@@ -5,6 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::Display;
 
+use super::schema::plain;
+
 /// The model that every worker of this ImageGen serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -15,7 +17,8 @@ pub struct ModelSpec {
     ).message("set exactly one of persistentVolumeClaim, image, hostPath and huggingFace"))]
     pub source: ModelSource,
     /// The number format of the weights on the device: Float32, BFloat16 or Float8. Absent: BFloat16 with device Cuda, Float32 with device Cpu.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "plain::<Precision>")]
     pub precision: Option<Precision>,
     /// What a request gets that does not say otherwise. Absent values come from the checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +69,8 @@ pub struct ImageSource {
     #[schemars(length(min = 1, max = 512))]
     pub reference: String,
     /// When the kubelet pulls the image: Always, IfNotPresent or Never. Absent: Always for the tag latest, IfNotPresent otherwise.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "plain::<PullPolicy>")]
     pub pull_policy: Option<PullPolicy>,
 }
 

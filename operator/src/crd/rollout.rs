@@ -5,7 +5,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::Display;
 
-use super::{duration::Duration, schema::duration_between};
+use super::{
+    duration::Duration,
+    schema::{duration_between, plain},
+};
 
 /// How a change reaches the workers. GPUs are scarce: the default replaces in place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -26,7 +29,8 @@ pub struct RolloutSpec {
     #[x_kube(validation = duration_between("1m", "24h"))]
     pub progress_deadline: Duration,
     /// What a failed rollout does: RollBack (to the last revision that was ready) or Pause.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "plain::<RolloutFailure>")]
     pub on_failure: Option<RolloutFailure>,
 }
 

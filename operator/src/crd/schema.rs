@@ -21,6 +21,12 @@ pub(crate) fn bare<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     schema
 }
 
+/// The schema of `T` for an optional field, which then keeps the field's own description: that of an optional enum would
+/// be lost to the enum's.
+pub(crate) fn plain<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
 /// A list that server-side apply merges by `keys`, with at most `max_items` entries.
 pub(crate) fn keyed(items: &Schema, keys: &[&str], max_items: u64) -> Schema {
     json_schema!({

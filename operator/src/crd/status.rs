@@ -9,7 +9,7 @@ use strum::Display;
 
 use super::{
     scaling::AutoscalingMode,
-    schema::{bare, keyed},
+    schema::{bare, keyed, plain},
 };
 
 /// Most entries of `status.scalingHistory`.
@@ -45,7 +45,8 @@ pub struct ImageGenStatus {
     #[schemars(length(max = 512))]
     pub worker_image: Option<String>,
     /// Who owns the number of workers.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "plain::<AutoscalingMode>")]
     pub autoscaling_mode: Option<AutoscalingMode>,
     /// Last revision of the Deployment whose workers were all ready.
     #[serde(skip_serializing_if = "Option::is_none")]

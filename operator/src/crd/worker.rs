@@ -11,7 +11,7 @@ use strum::Display;
 use super::{
     duration::Duration,
     pod_template::PodTemplate,
-    schema::{bare, duration_between, keyed},
+    schema::{bare, duration_between, keyed, plain},
 };
 
 /// The worker: image, device, memory and limits.
@@ -76,7 +76,8 @@ pub struct WorkerSpec {
     #[serde(default)]
     pub size_policy: SizePolicy,
     /// Whether the VAE decodes in tiles: Auto (when memory asks for it), Always or Never.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "plain::<VaeTiling>")]
     pub vae_tiling: Option<VaeTiling>,
     /// Where the text encoder lives and in which number format.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -250,10 +251,12 @@ pub enum VaeTiling {
 #[serde(rename_all = "camelCase")]
 pub struct TextEncoderSpec {
     /// Where it lives between requests: Resident (on the device) or Offloaded (in host memory).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "plain::<Residency>")]
     pub residency: Option<Residency>,
     /// Number format of its weights: BFloat16, Float8 or Int4. Absent: that of model.precision.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "plain::<TextEncoderWeights>")]
     pub weights: Option<TextEncoderWeights>,
 }
 

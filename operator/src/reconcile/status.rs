@@ -3,6 +3,8 @@
 mod conditions;
 mod difference;
 mod fleet;
+#[cfg(test)]
+mod tests;
 mod trouble;
 
 use std::collections::BTreeMap;

@@ -136,10 +136,13 @@ fn of_scheduling(pod: &Pod) -> Option<Verdict> {
     Some(Verdict::new(Reason::Unschedulable, format!("no node can take it: {message}")))
 }
 
-/// The newest warning about a pod whose containers were never created.
+/// The newest warning about a pod that has no sandbox yet. Once it has one its volumes are mounted, and a warning about
+/// them is old news.
 fn of_events(pod: &Pod, events: &[Event]) -> Option<Verdict> {
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
-    if statuses.iter().any(|status| status.container_id.is_some()) {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let has_sandbox =
+        |kind: &str| conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True");
+    if has_sandbox("PodReadyToStartContainers") || has_containers(pod) {
         return None;
     }
     let ours = events.iter().filter(|event| event.involved_object.uid == pod.metadata.uid);
@@ -158,6 +161,11 @@ fn of_events(pod: &Pod, events: &[Event]) -> Option<Verdict> {
         message.to_owned()
     };
     Some(Verdict::new(reason, advice))
+}
+
+fn has_containers(pod: &Pod) -> bool {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    statuses.iter().any(|status| status.container_id.is_some())
 }
 
 fn reason_of(event: &Event) -> Option<Reason> {
