@@ -1,1 +1,1 @@
-//! Tests across crates.
+//! Contracts between crates, and between the code and what users read. All of it lies in `tests/`.
