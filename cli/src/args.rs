@@ -69,7 +69,7 @@ pub struct Status {
 #[command(after_help = EXIT_CODES)]
 pub struct PluginCli {
     /// Namespace of the ImageGen. Default: the one of the kubeconfig's context.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, value_parser = parse_name)]
     pub namespace: Option<String>,
     /// Context of the kubeconfig. Default: the current one.
     #[arg(long, global = true)]
@@ -98,6 +98,7 @@ pub enum PluginCommand {
 #[derive(Debug, Args)]
 pub struct PluginGenerate {
     /// Name of the ImageGen.
+    #[arg(value_parser = parse_name)]
     pub name: String,
     /// What to draw, in any language.
     pub prompt: String,
@@ -113,6 +114,7 @@ pub struct PluginGenerate {
 #[derive(Debug, Args)]
 pub struct PluginStatus {
     /// Name of the ImageGen. Absent: all of the namespace.
+    #[arg(value_parser = parse_name)]
     pub name: Option<String>,
     /// With no name: list the ImageGens of every namespace.
     #[arg(short = 'A', long, conflicts_with_all = ["name", "namespace"])]
@@ -242,6 +244,19 @@ pub struct PluginSecurity {
     pub tls_server_name: Option<String>,
 }
 
+/// Names of namespaces and ImageGens are DNS labels; anything else would ask the API server for another path.
+fn parse_name(text: &str) -> Result<String, String> {
+    let is_label = (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if is_label {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has lower-case letters, digits and inner hyphens, at most 63".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -268,6 +283,15 @@ mod tests {
         let error = Cli::try_parse_from(["imagegen", "generate", "p", flag, value]).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
         assert!(error.to_string().contains(flag), "{error}");
+    }
+
+    #[rstest]
+    #[case::path("a/b")]
+    #[case::upper_case("Turbo")]
+    #[case::nothing("")]
+    fn what_is_no_name_is_a_usage_error(#[case] name: &str) {
+        assert!(PluginCli::try_parse_from(["kubectl-imagegen", "generate", name, "p"]).is_err());
+        assert!(PluginCli::try_parse_from(["kubectl-imagegen", "status", "-n", name]).is_err());
     }
 
     #[test]

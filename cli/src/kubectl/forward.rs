@@ -36,7 +36,7 @@ pub async fn open(
     let peer = format!("ImageGen {}/{}", cluster.namespace, object.name);
     let authority = format!("{}.{}.svc", object.name, cluster.namespace);
     let scheme = if trust.is_some() { "https" } else { "http" };
-    let uri: Uri = format!("{scheme}://{authority}").parse().expect("names of Kubernetes objects are host names");
+    let uri: Uri = format!("{scheme}://{authority}").parse().expect("two DNS labels and svc are a host name");
     let tls = trust.as_ref().map(|trust| channel::tls_config(trust, &authority));
     let settings = channel::settings(uri.clone(), uri, tls, tasks)?;
     let trouble = Trouble::default();
