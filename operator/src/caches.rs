@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use futures::{Stream, StreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -22,6 +22,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use crate::crd::ImageGen;
 
@@ -50,6 +51,8 @@ pub struct Caches {
     pub network_policies: Store<NetworkPolicy>,
     /// Worker pods, without their specs.
     pub pods: Store<Pod>,
+    /// One latch a cache. `Store::wait_until_ready` wakes only one of several waiters, and the controller is one.
+    synced: Vec<CancellationToken>,
 }
 
 impl fmt::Debug for Caches {
@@ -58,90 +61,89 @@ impl fmt::Debug for Caches {
     }
 }
 
-/// A watch died for good, which its retries should prevent.
-#[derive(Debug, thiserror::Error)]
-#[error("a watch ended before its first answer")]
-pub struct WatchEnded;
-
 impl Caches {
+    /// Whether every cache holds what the API server had when its watch began.
+    #[must_use]
+    pub fn are_synced(&self) -> bool {
+        self.synced.iter().all(CancellationToken::is_cancelled)
+    }
+
     /// Completes when every cache holds what the API server had.
-    ///
-    /// # Errors
-    /// When a watch ended before.
-    pub async fn synced(&self) -> Result<(), WatchEnded> {
-        let Self { imagegens, deployments, services, config_maps, disruption_budgets, network_policies, pods } = self;
-        let all = futures::join!(
-            imagegens.wait_until_ready(),
-            deployments.wait_until_ready(),
-            services.wait_until_ready(),
-            config_maps.wait_until_ready(),
-            disruption_budgets.wait_until_ready(),
-            network_policies.wait_until_ready(),
-            pods.wait_until_ready(),
-        );
-        let (a, b, c, d, e, f, g) = all;
-        a.and(b).and(c).and(d).and(e).and(f).and(g).map_err(|_| WatchEnded)
+    pub async fn synced(&self) {
+        for latch in &self.synced {
+            latch.cancelled().await;
+        }
     }
 }
 
 /// The caches of one namespace, or of all, and a controller that runs on them.
 pub fn watch(client: &Client, namespace: Option<&str>) -> (Caches, Controller<Guarded>) {
-    let (imagegens, writer) = reflector::store::<Guarded>();
+    let mut watches = Watches { client, namespace, synced: Vec::new() };
+    let (imagegens, events) = watches.cache::<Guarded>(watcher::Config::default(), |_| {});
     // The operator's own status writes leave the generation as it is, so they cause no reconcile.
-    let specs = watcher(api::<Guarded>(client, namespace), watcher::Config::default())
-        .default_backoff()
-        .modify(|object| object.meta_mut().managed_fields = None)
-        .reflect(writer)
-        .applied_objects()
-        .predicate_filter(predicates::generation, Default::default());
+    let specs = events.applied_objects().predicate_filter(predicates::generation, Default::default());
     let controller = Controller::for_stream(specs, imagegens.clone());
 
-    let (deployments, controller) = owned(controller, client, namespace);
-    let (services, controller) = owned(controller, client, namespace);
-    let (config_maps, controller) = owned(controller, client, namespace);
-    let (disruption_budgets, controller) = owned(controller, client, namespace);
-    let (network_policies, controller) = owned(controller, client, namespace);
-    let (pods, stream) = children::<Pod>(client, namespace, without_spec);
-    let controller = controller.watches_stream(stream, |pod| owner_by_label(&pod));
+    let (deployments, controller) = watches.owned(controller);
+    let (services, controller) = watches.owned(controller);
+    let (config_maps, controller) = watches.owned(controller);
+    let (disruption_budgets, controller) = watches.owned(controller);
+    let (network_policies, controller) = watches.owned(controller);
+    let (pods, events) = watches.cache::<Pod>(children(), without_spec);
+    let controller = controller.watches_stream(events.touched_objects(), |pod| owner_by_label(&pod));
 
-    let caches = Caches { imagegens, deployments, services, config_maps, disruption_budgets, network_policies, pods };
+    let synced = watches.synced;
+    let caches =
+        Caches { imagegens, deployments, services, config_maps, disruption_budgets, network_policies, pods, synced };
     (caches, controller)
 }
 
-fn owned<K>(
-    controller: Controller<Guarded>,
-    client: &Client,
-    namespace: Option<&str>,
-) -> (Store<K>, Controller<Guarded>)
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    K: Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
-{
-    let (store, stream) = children::<K>(client, namespace, |_| {});
-    (store, controller.owns_stream(stream))
+struct Watches<'a> {
+    client: &'a Client,
+    namespace: Option<&'a str>,
+    synced: Vec<CancellationToken>,
 }
 
-/// A cache of children, and the stream of those that changed or went away.
-fn children<K>(
-    client: &Client,
-    namespace: Option<&str>,
-    strip: fn(&mut K),
-) -> (Store<K>, impl Stream<Item = Result<K, watcher::Error>> + Send + 'static)
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    K: Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
-{
-    let (store, writer) = reflector::store::<K>();
-    let stream = watcher(api::<K>(client, namespace), watcher::Config::default().labels(CHILD_SELECTOR))
-        .default_backoff()
-        .modify(move |object| {
-            object.meta_mut().managed_fields = None;
-            strip(object);
-        })
-        .reflect(writer)
-        .touched_objects()
-        .boxed();
-    (store, stream)
+impl Watches<'_> {
+    /// A cache of children, and the controller woken by those that change or go away.
+    fn owned<K>(&mut self, controller: Controller<Guarded>) -> (Store<K>, Controller<Guarded>)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let (store, events) = self.cache::<K>(children(), |_| {});
+        (store, controller.owns_stream(events.touched_objects()))
+    }
+
+    /// A cache, and the events that fill it while they are polled.
+    fn cache<K>(&mut self, config: watcher::Config, strip: fn(&mut K)) -> (Store<K>, Events<K>)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let (store, writer) = reflector::store::<K>();
+        let latch = CancellationToken::new();
+        self.synced.push(latch.clone());
+        let events = watcher(api::<K>(self.client, self.namespace), config)
+            .default_backoff()
+            .modify(move |object| {
+                object.meta_mut().managed_fields = None;
+                strip(object);
+            })
+            .reflect(writer)
+            .inspect_ok(move |event| {
+                if matches!(event, watcher::Event::InitDone) {
+                    latch.cancel();
+                }
+            });
+        (store, events.boxed())
+    }
+}
+
+type Events<K> = BoxStream<'static, Result<watcher::Event<K>, watcher::Error>>;
+
+fn children() -> watcher::Config {
+    watcher::Config::default().labels(CHILD_SELECTOR)
 }
 
 fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>

@@ -1,6 +1,6 @@
 //! Wires the operator: client, watches, election, certificates, HTTP page, all under one supervisor.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use futures::StreamExt as _;
@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 use crate::{
     FIELD_MANAGER,
     api_calls::CountCalls,
-    caches::{Caches, Guarded, WatchEnded, watch},
+    caches::{Caches, Guarded, watch},
     cli::RunArgs,
     lease::{self, Candidate, Leadership},
     metrics::{Counts, Metrics},
@@ -80,7 +80,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             "controller",
             writers.track_future(async move {
                 running.await;
-                Ok::<_, WatchEnded>(())
+                Ok::<_, Infallible>(())
             }),
         );
         scopes.push(caches);
@@ -92,7 +92,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         stopping.cancelled().await;
         all_written.wait().await;
         release.cancel();
-        Ok::<_, WatchEnded>(())
+        Ok::<_, Infallible>(())
     });
 
     let leases: Api<Lease> = Api::namespaced(client.clone(), &args.namespace);
@@ -140,8 +140,8 @@ fn recorder(client: &Client, pod: &str) -> Recorder {
     Recorder::new(client.clone(), reporter)
 }
 
-/// Runs one controller until `stop`. On a pod that does not lead, each reconcile returns at once; a change of who leads,
-/// or of the certificate authority, reconciles everything.
+/// Runs one controller until `stop`. Before the caches are synced, and on a pod that does not lead, each reconcile returns
+/// at once; the sync, becoming the leader, and a new certificate authority reconcile everything.
 async fn drive(controller: Controller<Guarded>, context: Arc<Context>, concurrency: u16, stop: CancellationToken) {
     let gained = WatchStream::from_changes(context.leadership.receiver()).scan(false, |led, until| {
         let gained = until.is_some() && !*led;
@@ -150,9 +150,12 @@ async fn drive(controller: Controller<Guarded>, context: Arc<Context>, concurren
     });
     let gained = gained.filter_map(|gained| std::future::ready(gained.then_some(())));
     let authority = WatchStream::from_changes(context.authority.clone()).map(|_| ());
+    let caches = context.caches.clone();
+    let synced = futures::stream::once(async move { caches.synced().await });
     let config = controller::Config::default().debounce(DEBOUNCE).concurrency(concurrency);
     let results = controller
         .with_config(config)
+        .reconcile_all_on(synced)
         .reconcile_all_on(gained)
         .reconcile_all_on(authority)
         .graceful_shutdown_on(stop.cancelled_owned())
@@ -180,12 +183,11 @@ async fn wait_for_caches(
     scopes: Vec<Caches>,
     synced: watch::Sender<bool>,
     stop: CancellationToken,
-) -> Result<(), WatchEnded> {
-    let all = futures::future::try_join_all(scopes.iter().map(Caches::synced));
+) -> Result<(), Infallible> {
     tokio::select! {
-        all = all => all?,
+        _ = futures::future::join_all(scopes.iter().map(Caches::synced)) => {}
         () = stop.cancelled() => return Ok(()),
-    };
+    }
     info!("Caches are synced.");
     synced.send_replace(true);
     stop.cancelled().await;
@@ -196,7 +198,7 @@ async fn watch_leadership(
     mut leadership: Leadership,
     metrics: Metrics,
     stop: CancellationToken,
-) -> Result<(), std::convert::Infallible> {
+) -> Result<(), Infallible> {
     metrics.leads(false);
     tokio::select! {
         () = leadership.gained() => metrics.leads(true),

@@ -182,7 +182,10 @@ fn set_validity(params: &mut CertificateParams, validity: Validity) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::pki::OPERATOR_NAME;
 
     const NAME: &str = "turbo.team-a.imagegen.internal";
 
@@ -234,5 +237,79 @@ mod tests {
         let (a, b) = (new_ca(now()).unwrap(), new_ca(now()).unwrap());
         let error = Authority::new(KeyedCert { cert: a.cert, key: b.key }, &[]).unwrap_err();
         assert!(matches!(error, PkiError::KeyMismatch), "{error}");
+    }
+
+    /// Whether a worker with the leaf `server` and an operator with the leaf `client`, who trust what they are given,
+    /// agree on a connection to `name`.
+    fn handshake(server: &KeyedCert, client: &KeyedCert, trusted: &str, name: &str) -> Result<(), rustls::Error> {
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let chain = |leaf: &KeyedCert| vec![CertificateDer::from_pem_slice(leaf.cert.as_bytes()).unwrap()];
+        let key = |leaf: &KeyedCert| PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        for authority in CertificateDer::pem_slice_iter(trusted.as_bytes()) {
+            roots.add(authority.unwrap()).unwrap();
+        }
+        let roots = Arc::new(roots);
+        let at = rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+        let clock = Arc::new(FixedTime(at));
+        let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let server_config = rustls::ServerConfig::builder_with_details(provider.clone(), clock.clone())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(clients.build().unwrap())
+            .with_single_cert(chain(server), key(server))?;
+        let client_config = rustls::ClientConfig::builder_with_details(provider, clock)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain(client), key(client))?;
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(client_config), name)?;
+        let mut server = rustls::ServerConnection::new(Arc::new(server_config))?;
+        while client.is_handshaking() || server.is_handshaking() || client.wants_write() || server.wants_write() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            let _ = server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets()?;
+            let mut wire = Vec::new();
+            server.write_tls(&mut wire).unwrap();
+            let _ = client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(())
+    }
+
+    #[derive(Debug)]
+    struct FixedTime(rustls::pki_types::UnixTime);
+
+    impl rustls::time_provider::TimeProvider for FixedTime {
+        fn current_time(&self) -> Option<rustls::pki_types::UnixTime> {
+            Some(self.0)
+        }
+    }
+
+    #[test]
+    fn operator_and_worker_trust_each_other_and_nobody_else() {
+        let (ours, theirs) = (authority(), authority());
+        let server = ours.issue(NAME, Usage::Server, now()).unwrap();
+        let operator = ours.issue(OPERATOR_NAME, Usage::Client, now()).unwrap();
+        handshake(&server, &operator, ours.bundle(), NAME).unwrap();
+        let stranger = theirs.issue(OPERATOR_NAME, Usage::Client, now()).unwrap();
+        let impostor = theirs.issue(NAME, Usage::Server, now()).unwrap();
+        for (case, server, client, name) in [
+            ("another ImageGen's name", &server, &operator, "other.team-a.imagegen.internal"),
+            ("a client of another authority", &server, &stranger, NAME),
+            ("a server of another authority", &impostor, &operator, NAME),
+            ("a worker as a client", &server, &server, NAME),
+        ] {
+            assert!(handshake(server, client, ours.bundle(), name).is_err(), "{case}");
+        }
+    }
+
+    #[test]
+    fn the_authority_vouches_only_for_internal_names() {
+        let authority = authority();
+        let outside = authority.issue("www.example.com", Usage::Server, now()).unwrap();
+        let operator = authority.issue(OPERATOR_NAME, Usage::Client, now()).unwrap();
+        handshake(&outside, &operator, authority.bundle(), "www.example.com").unwrap_err();
     }
 }

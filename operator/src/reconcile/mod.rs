@@ -50,6 +50,10 @@ pub async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action
     if !ctx.leadership.holds() {
         return Ok(if ctx.leadership.lapsed() { Action::requeue(LAPSED) } else { Action::await_change() });
     }
+    if !ctx.caches.are_synced() {
+        // Half a view of the children would be taken for all of it. The sync reconciles everything.
+        return Ok(Action::await_change());
+    }
     if object.meta().deletion_timestamp.is_some() {
         // The garbage collector takes the children; writing them again would only be in its way.
         return Ok(Action::await_change());

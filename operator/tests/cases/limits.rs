@@ -70,7 +70,7 @@ pub(crate) async fn an_unreadable_imagegen_disturbs_no_other(server: Arc<ApiServ
     let api: Api<DynamicObject> = Api::namespaced_with(world.client.clone(), "unreadable", &resource);
     let bad = json!({
         "apiVersion": "imagegen.dev/v1alpha1", "kind": "ImageGen",
-        "metadata": {"name": "bad"}, "spec": {"model": "a string", "replicas": "three"},
+        "metadata": {"name": "bad"}, "spec": {"model": "a string", "replicas": 1},
     });
     let bad: DynamicObject = serde_json::from_value(bad).unwrap();
     crate::support::eventually("the API server takes the bad object", async || {

@@ -15,7 +15,7 @@ use k8s_openapi::{
         core::v1::{ConfigMap, Secret, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
-        rbac::v1::{ClusterRole, ClusterRoleBinding},
+        rbac::v1::{Role, RoleBinding},
     },
     apimachinery::pkg::apis::meta::v1::Condition,
 };
@@ -23,7 +23,7 @@ use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
@@ -55,7 +55,7 @@ pub(crate) fn all() -> Vec<Case> {
         case!(status::the_status_follows_the_deployment_sparingly),
         case!(status::a_missing_claim_is_named_and_found_later),
         case!(leadership::of_two_operators_one_leads_and_the_other_takes_over),
-        case!(leadership::a_follower_writes_nothing),
+        case!(leadership::a_leader_that_lost_its_lease_ends),
         case!(leadership::a_lost_authority_comes_back),
     ]
 }
@@ -72,7 +72,7 @@ impl World {
     pub(crate) async fn new(server: Arc<ApiServer>, namespace: &str) -> Self {
         let client = server.client(ADMIN).await;
         let namespace = server.namespace(namespace).await;
-        grant_operator(&client).await;
+        grant_operator(&client, &namespace).await;
         Self { server, client, namespace }
     }
 
@@ -96,7 +96,9 @@ impl World {
     {
         let api = self.api::<K>();
         eventually(&format!("{} {name}: {what}", K::kind(&())), async || {
-            let found = api.get_opt(name).await.map_err(|error| error.to_string())?.ok_or("there is none")?;
+            let found = api.get_opt(name).await.map_err(|error| error.to_string())?;
+            let mut found = found.ok_or("there is none")?;
+            found.meta_mut().managed_fields = None;
             if check(&found) { Ok(found) } else { Err(format!("{found:?}")) }
         })
         .await
@@ -163,39 +165,30 @@ pub(crate) fn condition<'a>(ig: &'a ImageGen, kind: &str) -> Option<&'a Conditio
     ig.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == kind)
 }
 
-/// Gives the operator's user exactly the verbs that the operator's documents name.
-async fn grant_operator(client: &Client) {
-    let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
-    let child = ["get", "list", "watch", "create", "patch", "delete"];
-    let role = json!({
-        "metadata": {"name": "operator"},
-        "rules": [
-            rule("imagegen.dev", &["imagegens"], &["get", "list", "watch"]),
-            rule("imagegen.dev", &["imagegens/status"], &["patch"]),
-            rule("apps", &["deployments"], &child),
-            rule("", &["services", "configmaps"], &child),
-            rule("policy", &["poddisruptionbudgets"], &child),
-            rule("networking.k8s.io", &["networkpolicies"], &child),
-            rule("", &["secrets"], &["get", "create", "patch"]),
-            rule("", &["pods"], &["list", "watch"]),
-            rule("", &["persistentvolumeclaims"], &["get"]),
-            rule("", &["events"], &["list"]),
-            rule("events.k8s.io", &["events"], &["create", "patch"]),
-            rule("coordination.k8s.io", &["leases"], &["get", "create", "update"]),
-        ],
-    });
-    let binding = json!({
-        "metadata": {"name": "operator"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": OPERATOR}],
-    });
-    let params = PatchParams::apply("test").force();
-    let stamp = |mut object: Value, kind: &str| {
-        object["apiVersion"] = json!("rbac.authorization.k8s.io/v1");
-        object["kind"] = json!(kind);
-        Patch::Apply(object)
-    };
-    Api::<ClusterRole>::all(client.clone()).patch("operator", &params, &stamp(role, "ClusterRole")).await.unwrap();
-    let bindings = Api::<ClusterRoleBinding>::all(client.clone());
-    bindings.patch("operator", &params, &stamp(binding, "ClusterRoleBinding")).await.unwrap();
+/// Gives the operator's user, in one namespace, exactly the rights that the manifests give the operator.
+async fn grant_operator(client: &Client, namespace: &str) {
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/operator.yaml");
+    let manifests = std::fs::read_to_string(manifests).unwrap();
+    let mut granted = 0;
+    for document in serde_yaml::Deserializer::from_str(&manifests) {
+        let document = Value::deserialize(document).unwrap();
+        let name = document["metadata"]["name"].as_str().unwrap_or_default();
+        let wanted = [("ClusterRole", "imagegen-operator"), ("Role", "imagegen-operator-own")];
+        if !wanted.contains(&(document["kind"].as_str().unwrap_or_default(), name)) {
+            continue;
+        }
+        let role: Role =
+            serde_json::from_value(json!({"metadata": {"name": name}, "rules": document["rules"]})).unwrap();
+        let binding: RoleBinding = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": OPERATOR}],
+        }))
+        .unwrap();
+        let created = PostParams::default();
+        Api::<Role>::namespaced(client.clone(), namespace).create(&created, &role).await.unwrap();
+        Api::<RoleBinding>::namespaced(client.clone(), namespace).create(&created, &binding).await.unwrap();
+        granted += 1;
+    }
+    assert_eq!(granted, 2, "deploy/operator.yaml has the operator's two roles");
 }

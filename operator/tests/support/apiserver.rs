@@ -58,7 +58,9 @@ impl ApiServer {
             format!("{user}-token,{user},{user},{group}\n")
         });
         fs::write(path("tokens.csv"), users.concat()).unwrap();
-        fs::write(path("sa.key"), rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let service_accounts = rcgen::KeyPair::generate().unwrap();
+        fs::write(path("sa.key"), service_accounts.serialize_pem()).unwrap();
+        fs::write(path("sa.pub"), service_accounts.public_key_pem()).unwrap();
 
         let (client_port, peer_port, port) = (free_port(), free_port(), free_port());
         let (clients, peers) = (format!("http://127.0.0.1:{client_port}"), format!("http://127.0.0.1:{peer_port}"));
@@ -91,7 +93,7 @@ impl ApiServer {
                 "--authorization-mode=RBAC".into(),
                 "--service-cluster-ip-range=198.19.0.0/24".into(),
                 "--service-account-issuer=https://kubernetes.default.svc".into(),
-                format!("--service-account-key-file={}", path("sa.key")),
+                format!("--service-account-key-file={}", path("sa.pub")),
                 format!("--service-account-signing-key-file={}", path("sa.key")),
             ],
         );
