@@ -16,7 +16,9 @@ use tokio::{
 use tracing::{error, info};
 
 fn main() -> ExitCode {
-    let command = Cli::command();
+    let mut command = Cli::command();
+    // Gives subcommands the flags that all of them share.
+    command.build();
     let matches = command.clone().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

@@ -47,6 +47,9 @@ const TRANSITION_RETRY: Duration = Duration::from_secs(1);
 /// What the sentence about a message that does not decode begins with; tonic turns it into INTERNAL.
 const DECODE_FAILURE: &str = "failed to decode Protobuf message";
 
+/// And what the sentence about a message over the limit begins with.
+const TOO_LONG: &str = "Error, ";
+
 impl Refusal {
     /// Bounded label for metrics.
     pub(crate) const fn reason(&self) -> &'static str {
@@ -126,11 +129,14 @@ impl From<Refusal> for Status {
     }
 }
 
-/// What a client gets instead of the INTERNAL that tonic makes of a message that does not decode, for example because
-/// a text in it is not UTF-8. `None` for every other status.
+/// What a client gets instead of the INTERNAL and OUT_OF_RANGE that tonic makes of a message that does not decode, for
+/// example because a text in it is not UTF-8, or because it is too long. `None` for every other status.
 pub(crate) fn of_decode_failure(status: &Status) -> Option<Status> {
-    let detail = status.message().strip_prefix(DECODE_FAILURE).filter(|_| status.code() == Code::Internal)?;
-    let detail = detail.trim_start_matches([':', ' ']);
+    let detail = match status.code() {
+        Code::Internal => status.message().strip_prefix(DECODE_FAILURE)?.trim_start_matches([':', ' ']),
+        Code::OutOfRange => status.message().strip_prefix(TOO_LONG)?,
+        _ => return None,
+    };
     let fields = ["prompt", "negative_prompt", "request_id"];
     let field = fields.into_iter().find(|field| detail.starts_with(&format!("GenerateRequest.{field}:")));
     let message = format!("the request cannot be read: {detail}");

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::harness::{apple, listen, running};
 
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("imagegen-worker"));
     // What the caller of the tests has set must not leak in.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"IMAGEGEN_")) {
@@ -30,21 +30,28 @@ fn engine(folder: &Path, script: &str) -> String {
     format!("--engine=scripted:{}", file.display())
 }
 
-struct Served {
+pub(crate) struct Served {
     child: Child,
     url: String,
-    _folder: TempDir,
 }
 
-fn serve(script: &str, environment: &[(&str, &str)]) -> Served {
-    let folder = tempfile::tempdir().unwrap();
-    let mut child = program()
-        .args(["serve", &engine(folder.path(), script), "--development", "--log-format=json"])
-        .args(["--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"])
-        .envs(environment.iter().copied())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+fn serve(folder: &TempDir, script: &str, environment: &[(&str, &str)]) -> Served {
+    let mut command = program();
+    command.args(["serve", &engine(folder.path(), script), "--development"]).envs(environment.iter().copied());
+    listening(command)
+}
+
+/// The server with these flags.
+#[cfg(feature = "torch")]
+pub(crate) fn serve_with(flags: &[&str]) -> Served {
+    let mut command = program();
+    command.arg("serve").args(flags);
+    listening(command)
+}
+
+fn listening(mut command: Command) -> Served {
+    let ports = ["--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--log-format=json"];
+    let mut child = command.args(ports).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let listening = lines
         .by_ref()
@@ -53,16 +60,16 @@ fn serve(script: &str, environment: &[(&str, &str)]) -> Served {
         .expect("the worker ended before it listened");
     // A pipe that nobody reads would block the worker.
     std::thread::spawn(move || lines.for_each(drop));
-    Served { child, url: format!("http://{}", listening["public"].as_str().unwrap()), _folder: folder }
+    Served { child, url: format!("http://{}", listening["public"].as_str().unwrap()) }
 }
 
 impl Served {
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
-    async fn client(&self) -> ImageServiceClient<tonic::transport::Channel> {
+    pub(crate) async fn client(&self) -> ImageServiceClient<tonic::transport::Channel> {
         let endpoint = tonic::transport::Endpoint::from_shared(self.url.clone()).unwrap();
         let mut client = ImageServiceClient::new(endpoint.connect().await.unwrap());
         let mut ticks = tokio::time::interval(std::time::Duration::from_millis(10));
@@ -72,14 +79,15 @@ impl Served {
         client
     }
 
-    fn exit_code(mut self) -> Option<i32> {
+    pub(crate) fn exit_code(mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_drains_and_exits_with_0() {
-    let served = serve("step_seconds: 0.1", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let served = serve(&folder, "step_seconds: 0.1", &[]);
     let stream = running(&mut served.client().await, apple()).await;
     served.signal("-TERM");
     assert_eq!(listen(stream).await.unwrap().images.len(), 1);
@@ -88,7 +96,8 @@ async fn sigterm_drains_and_exits_with_0() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_at_once() {
-    let served = serve("step_seconds: 0.1", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let served = serve(&folder, "step_seconds: 0.1", &[]);
     let endless = GenerateRequest { steps: Some(100), ..apple() };
     let stream = running(&mut served.client().await, endless).await;
     served.signal("-TERM");
@@ -99,7 +108,8 @@ async fn a_second_signal_ends_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fatal_engine_exits_with_4() {
-    let served = serve("faults: [{batch: 1, stage: vae, kind: fatal}]", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let served = serve(&folder, "faults: [{batch: 1, stage: vae, kind: fatal}]", &[]);
     let mut client = served.client().await;
     let stream = client.generate(apple()).await.unwrap().into_inner();
     assert_eq!(listen(stream).await.unwrap_err().code(), tonic::Code::Unavailable);
@@ -108,7 +118,8 @@ async fn a_fatal_engine_exits_with_4() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_come_from_the_environment() {
-    let served = serve("", &[("IMAGEGEN_QUEUE_CAPACITY", "9"), ("IMAGEGEN_DEFAULT_SIZE", "320x240")]);
+    let folder = tempfile::tempdir().unwrap();
+    let served = serve(&folder, "", &[("IMAGEGEN_QUEUE_CAPACITY", "9"), ("IMAGEGEN_DEFAULT_SIZE", "320x240")]);
     let model = served.client().await.get_model(GetModelRequest {}).await.unwrap().into_inner();
     let setting = |name: &str| model.settings.iter().find(|setting| setting.name == name).unwrap().clone();
     assert_eq!((setting("queue-capacity").value, setting("queue-capacity").origin), ("9".into(), "Environment".into()));
@@ -133,7 +144,7 @@ fn generate(folder: &Path, script: &str, prompt: impl AsRef<OsStr>, arguments: &
     command.args(["--width=64", "--height=32", "--seed=7"]).args(arguments).output().unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -133,7 +133,8 @@ pub(crate) fn serve(folder: &Path, script: &str, flags: &[&str]) -> Served {
         "--admin-listen=127.0.0.1:0",
         "--http-listen=127.0.0.1:0",
     ];
-    let command = Cli::command().args_override_self(true);
+    let mut command = Cli::command().args_override_self(true);
+    command.build();
     let matches = command.clone().try_get_matches_from(defaults.iter().chain(flags)).unwrap();
     let Command::Serve(args) = Cli::from_arg_matches(&matches).unwrap().command else { panic!("serve") };
     let settings =

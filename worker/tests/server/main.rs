@@ -9,3 +9,5 @@ mod life;
 mod observe;
 mod requests;
 mod security;
+#[cfg(feature = "torch")]
+mod torch;

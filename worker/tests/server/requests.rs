@@ -128,6 +128,15 @@ async fn a_lone_surrogate_is_an_invalid_argument() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_million_characters_is_an_invalid_argument() {
+    let worker = Worker::ready("", &[]).await;
+    let request = GenerateRequest { prompt: "apple ".repeat(200_000), ..apple() };
+    let status = generate(&mut worker.client().await, request).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().contains("1048576"), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_no_bucket_covers_names_the_largest() {
     let worker = Worker::ready("", &["--buckets=512x512,256x768"]).await;
     let request = GenerateRequest { width: Some(640), ..apple() };
@@ -194,6 +203,7 @@ async fn the_model_tells_what_is_in_force_and_who_said_so() {
     assert_eq!(setting("queue-capacity"), ("5".into(), "Flag".into()));
     assert_eq!(setting("default-size"), ("512x512".into(), "BuiltIn".into()));
     assert_eq!(setting("max-connection-age"), ("60s".into(), "BuiltIn".into()));
+    assert_eq!(setting("log"), ("info".into(), "BuiltIn".into()));
     assert_eq!(setting("buckets"), ("256x256@2,512x512@1".into(), "Flag".into()));
 }
 
