@@ -15,25 +15,25 @@ fn schema() -> Value {
 }
 
 /// Every schema node below `node`, with its path.
-fn nodes<'a>(node: &'a Value, path: String, found: &mut Vec<(String, &'a Value)>) {
-    found.push((path.clone(), node));
+fn nodes<'a>(node: &'a Value, path: &str, found: &mut Vec<(String, &'a Value)>) {
+    found.push((path.to_owned(), node));
     if let Some(properties) = node["properties"].as_object() {
         for (name, property) in properties {
-            nodes(property, format!("{path}.{name}"), found);
+            nodes(property, &format!("{path}.{name}"), found);
         }
     }
     if node["items"].is_object() {
-        nodes(&node["items"], format!("{path}[]"), found);
+        nodes(&node["items"], &format!("{path}[]"), found);
     }
     if node["additionalProperties"].is_object() {
-        nodes(&node["additionalProperties"], format!("{path}.*"), found);
+        nodes(&node["additionalProperties"], &format!("{path}.*"), found);
     }
 }
 
 fn all(schema: &Value) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     for part in ["spec", "status"] {
-        nodes(&schema["properties"][part], part.to_owned(), &mut found);
+        nodes(&schema["properties"][part], part, &mut found);
     }
     found
 }
