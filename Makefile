@@ -88,7 +88,7 @@ test-model: ## Model and worker: parity with the reference, the server, pictures
 test-chart: ## The Helm chart and the manifests, without a cluster
 	@$(S)/setup.sh cluster && $(S)/test-chart.sh
 test-cluster: images cli test-tools ## The product's own images on a real single-node Kubernetes (root)
-	cd tests/cluster && go test -count=1 -timeout 30m ./...
+	cd tests/cluster && CGO_ENABLED=0 go test -trimpath -count=1 -timeout 30m ./...
 test-2.11: ## Model and worker tests against libtorch 2.11
 	@$(MAKE) --no-print-directory test-model LIBTORCH=2.11
 

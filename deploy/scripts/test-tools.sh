@@ -4,6 +4,6 @@
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT/tests/cluster" || exit
 
-go build -o "$CACHE/bin/testcluster" ./cmd/testcluster
+CGO_ENABLED=0 go build -trimpath -o "$CACHE/bin/testcluster" ./cmd/testcluster
 "$CACHE/bin/testcluster" build
 ln -sf hyperkube "$CACHE/bin/kubectl"
