@@ -9,7 +9,7 @@ use imagegen_core::spec::{Guidance, ImageSpec, SchedulerKind, Size};
 use imagegen_model::{LoadOptions, TorchEngine};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let usage = "usage: bench_cpu MODEL_DIR WIDTHxHEIGHT STEPS THREADS IMAGES [PPM_FILE]";
+    let usage = "usage: bench_cpu MODEL_DIR WIDTHxHEIGHT STEPS THREADS IMAGES [PPM_FILE [PROMPT]]";
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model_dir, size, steps, threads, images, rest @ ..] = arguments.as_slice() else { return Err(usage.into()) };
     let (size, steps, images): (Size, u32, u32) = (size.parse()?, steps.parse()?, images.parse()?);
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut picture = None;
     for seed in 0..=images {
         let spec = ImageSpec {
-            prompt: "a red apple".to_owned(),
+            prompt: rest.get(1).map_or("a red apple", String::as_str).to_owned(),
             negative_prompt: String::new(),
             latent_size: size.rounded_up(engine.model().size_multiple),
             size,

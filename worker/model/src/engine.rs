@@ -269,3 +269,42 @@ fn check_device(device: Device) -> Result<(), LoadError> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engine_and_batch_may_be_handed_to_another_thread() {
+        const fn send<T: Send>() {}
+        const { send::<TorchEngine>() };
+        const { send::<TorchBatch>() };
+    }
+
+    #[test]
+    fn a_panic_of_libtorch_becomes_an_error_that_names_its_stage() {
+        let wrong =
+            || Tensor::zeros([2, 3], (tch::Kind::Float, tch::Device::Cpu)).matmul(&Tensor::from_slice(&[1.0f32]));
+        match guard(Stage::Vae, wrong) {
+            Err(EngineError::Failed { stage: Stage::Vae, detail }) => {
+                assert!(detail.contains("size mismatch"), "{detail}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_out_of_memory() {
+        let huge = || Tensor::empty([1 << 50], (tch::Kind::Float, tch::Device::Cpu));
+        let error = guard(Stage::Transformer, huge).unwrap_err();
+        assert!(matches!(error, EngineError::OutOfMemory { stage: Stage::Transformer, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_told() {
+        let options = LoadOptions { device: Device::Cuda(99), ..LoadOptions::new("/no/such/model") };
+        let error = TorchEngine::load(&options, &mut |_| {}).unwrap_err();
+        assert_eq!(error.category(), "device", "{error}");
+        assert!(error.to_string().starts_with("device cuda:99 cannot be used: "), "{error}");
+    }
+}

@@ -143,3 +143,21 @@ fn a_batch_of_different_kinds_or_of_an_impossible_size_is_refused() {
     }
     assert!(engine.begin(&[spec]).is_ok(), "the engine stays usable");
 }
+
+#[test]
+fn sixteen_bits_give_nearly_the_same_latents_with_either_vae() {
+    use crate::load::{LoadOptions, Precision};
+    let fixture = Fixture::read("tiny-a");
+    let specs = specs(&fixture.cases["runs"][0]);
+    for vae_precision in [None, Some(Precision::Float32)] {
+        let options = LoadOptions { precision: Precision::BFloat16, vae_precision, ..fixture.options() };
+        let mut engine = TorchEngine::load(&options, &mut |_| {}).unwrap();
+        assert_eq!(engine.model().precision, "bfloat16");
+        let (whole, half) = (4 * engine.model().parameters, 2 * engine.model().parameters);
+        let bytes = engine.model().weight_bytes;
+        assert!(if vae_precision.is_none() { bytes == half } else { half < bytes && bytes < whole }, "{bytes}");
+        let made = make(&mut engine, &specs);
+        // 8 bits of mantissa through a handful of random layers.
+        fixture.assert_close("run.plain.latents", &made.latents, 0.05);
+    }
+}
