@@ -287,7 +287,7 @@ mod tests {
             || Tensor::zeros([2, 3], (tch::Kind::Float, tch::Device::Cpu)).matmul(&Tensor::from_slice(&[1.0f32]));
         match guard(Stage::Vae, wrong) {
             Err(EngineError::Failed { stage: Stage::Vae, detail }) => {
-                assert!(detail.contains("size mismatch"), "{detail}")
+                assert!(detail.contains("size mismatch"), "{detail}");
             }
             other => panic!("{other:?}"),
         }
