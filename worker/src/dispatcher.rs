@@ -64,6 +64,8 @@ pub(crate) struct Admitted {
     /// Seconds until its last image; 0 before the first measurement.
     pub(crate) eta_seconds: f64,
     pub(crate) events: mpsc::Receiver<EngineEvent>,
+    /// Changes when what is admitted at that moment must end.
+    pub(crate) aborts: watch::Receiver<u64>,
 }
 
 struct State {
@@ -130,11 +132,6 @@ impl Dispatcher {
         self.snapshot.borrow().clone()
     }
 
-    /// Changes when what is admitted at that moment must end.
-    pub(crate) fn aborts(&self) -> watch::Receiver<u64> {
-        self.aborts.subscribe()
-    }
-
     /// The model that is loaded, even while draining; otherwise why there is none.
     pub(crate) fn model(&self) -> Result<Arc<Loaded>, Refusal> {
         let state = self.lock();
@@ -170,7 +167,7 @@ impl Dispatcher {
             let eta_seconds = state.times.total_seconds(state.running.into_iter().chain(before).chain([own]));
             state.open += 1;
             let position = waiting + usize::from(state.running.is_some());
-            Ok(Admitted { ticket, position, eta_seconds, events: receiver })
+            Ok(Admitted { ticket, position, eta_seconds, events: receiver, aborts: self.aborts.subscribe() })
         })?;
         self.work.notify_one();
         Ok(admitted)

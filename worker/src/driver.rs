@@ -50,8 +50,7 @@ impl Driver {
 
     async fn follow(&self, admitted: Admitted) -> Result<Event, Refusal> {
         let start = Instant::now();
-        let Admitted { ticket, mut events, .. } = admitted;
-        let mut aborts = self.dispatcher.aborts();
+        let Admitted { ticket, mut events, mut aborts, .. } = admitted;
         let max_wait = self.dispatcher.max_wait();
         let (mut queue_seconds, mut encode_seconds) = (None, 0.0);
         loop {

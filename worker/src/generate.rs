@@ -101,8 +101,9 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
         ..RawRequest::default()
     };
     // What is wrong with the words needs no model, which may take minutes to load.
-    let words = text::check_prompt(&raw.prompt).and_then(|()| text::check_characters(&raw.negative_prompt));
-    words.map_err(|error| GenerateError::Usage(format!("the prompt {error}")))?;
+    text::check_prompt(&raw.prompt).map_err(|error| GenerateError::Usage(format!("--prompt {error}")))?;
+    let negative = text::check_characters(&raw.negative_prompt);
+    negative.map_err(|error| GenerateError::Usage(format!("--negative-prompt {error}")))?;
     let engine = engine.unwrap_or(EngineChoice::Torch);
     check_engine(&engine, development).map_err(GenerateError::Usage)?;
     let mut console = Console::new();
@@ -196,19 +197,18 @@ impl Console {
     /// Replaces the line that changes; nothing where there is none.
     fn status(&mut self, text: &str) {
         if self.is_terminal {
-            self.write(&format!("\r\x1b[K{text}"));
+            write(&format!("\r\x1b[K{text}"));
         }
     }
 
     /// A line that stays.
     fn line(&mut self, text: &str) {
         let clear = if self.is_terminal { "\r\x1b[K" } else { "" };
-        self.write(&format!("{clear}{text}\n"));
+        write(&format!("{clear}{text}\n"));
     }
+}
 
-    #[allow(clippy::unused_self, reason = "the console is one thing")]
-    fn write(&mut self, text: &str) {
-        // Progress that nobody can read is no reason to stop.
-        let _ = io::stderr().write_all(text.as_bytes());
-    }
+fn write(text: &str) {
+    // Progress that nobody can read is no reason to stop.
+    let _ = io::stderr().write_all(text.as_bytes());
 }

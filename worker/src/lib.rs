@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One OS thread owns the engine and with it the device. Everything else is asynchronous and only talks to that thread
-//! through the [dispatcher](dispatcher).
+//! through the dispatcher.
 
 pub mod cli;
 pub mod generate;

@@ -167,7 +167,7 @@ fn generate_writes_the_pictures_and_says_where() {
 }
 
 #[rstest]
-#[case::empty_prompt("".as_bytes(), &["--output=a.png"], "the prompt is empty")]
+#[case::empty_prompt("".as_bytes(), &["--output=a.png"], "--prompt is empty")]
 #[case::lone_surrogate(b"\xED\xA0\x80", &["--output=a.png"], "--prompt is not valid UTF-8")]
 #[case::control_character("a\u{7}".as_bytes(), &["--output=a.png"], "U+0007")]
 #[case::extension(b"apple", &["--output=a.bmp"], "expected .png, .jpg, .jpeg or .webp")]
