@@ -2,6 +2,8 @@
 //!
 //! `make bench-operator`. IMAGEGEN_BENCH_OBJECTS is the number of ImageGens (200).
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a bench ends at the first surprise")]
+
 #[path = "../tests/support/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
 mod support;

@@ -24,15 +24,13 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::crd::ImageGen;
+use crate::{crd::ImageGen, reconcile::build::names::NAME_LABEL};
 
 /// An ImageGen, or what is left of one that this version cannot read: such an object disturbs no other.
 pub type Guarded = DeserializeGuard<ImageGen>;
 
 /// Only children of ImageGens carry both.
 const CHILD_SELECTOR: &str = "app.kubernetes.io/managed-by=imagegen-operator,imagegen.dev/name";
-/// On every child: the ImageGen that it belongs to.
-const NAME_LABEL: &str = "imagegen.dev/name";
 
 /// Read access to everything that is watched.
 #[derive(Clone)]

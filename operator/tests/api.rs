@@ -4,6 +4,8 @@
 //! that stops the server at the end. `cargo test -p imagegen-operator --test api -- WORD` runs the cases whose names
 //! contain WORD.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test; clippy knows only the built-in harness")]
+
 mod cases;
 mod support;
 
@@ -17,10 +19,12 @@ use support::apiserver::ApiServer;
 /// A case: its name is what it shows.
 pub(crate) struct Case {
     name: &'static str,
-    run: fn(Arc<ApiServer>) -> Pin<Box<dyn Future<Output = ()>>>,
+    run: fn(Arc<ApiServer>) -> Run,
     /// It changes what all namespaces share, so nothing else may run.
     alone: bool,
 }
+
+type Run = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Cases at a time: on a machine with two cores more of them wait for each other.
 const AT_ONCE: usize = 3;

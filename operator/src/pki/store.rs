@@ -31,6 +31,9 @@ const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// How soon a failed look is repeated.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
 
+/// The longest look.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// The authority in force; `None` until it was read or made.
 pub type CurrentAuthority = watch::Receiver<Option<Arc<Authority>>>;
 
@@ -158,9 +161,13 @@ pub async fn run(
     }
     let mut held: Option<CaState> = None;
     loop {
-        let pause = match tend(&api, &publish, &mut held).await {
-            Ok(()) => CHECK_EVERY,
-            Err(error) => {
+        let pause = match time::timeout(LIMIT, tend(&api, &publish, &mut held)).await {
+            Ok(Ok(())) => CHECK_EVERY,
+            Err(_) => {
+                warn!(seconds = LIMIT.as_secs(), "The operator's certificates could not be checked in time.");
+                RETRY_EVERY
+            }
+            Ok(Err(error)) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 error!(%error, cause, "The operator's certificates could not be checked; trying again soon.");
                 RETRY_EVERY

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,8 +14,14 @@ use kube::{
     runtime::{events::Recorder, reflector::ObjectRef},
 };
 
-use super::{apply::Memory, types::OperatorSettings, write_status::Written};
-use crate::{backoff::Backoff, caches::Caches, lease::Leadership, metrics::Metrics, pki::store::CurrentAuthority};
+use super::{apply::Memory, error::Error, types::OperatorSettings, write_status::Written};
+use crate::{
+    backoff::Backoff,
+    caches::Caches,
+    lease::Leadership,
+    metrics::Metrics,
+    pki::{cert::Authority, store::CurrentAuthority},
+};
 
 /// Shared by all reconciles of one set of caches.
 pub struct Context {
@@ -34,7 +40,11 @@ pub struct Context {
     /// Writes Kubernetes Events.
     pub recorder: Recorder,
     objects: Mutex<HashMap<Key, Tracked>>,
+    authority_missed: OnceLock<Instant>,
 }
+
+/// How long a new leader gets to read or make the certificate authority before its absence is an error.
+const AUTHORITY_GRACE: Duration = Duration::from_secs(15);
 
 type Key = (String, String);
 
@@ -73,7 +83,17 @@ impl Context {
         metrics: Metrics,
         recorder: Recorder,
     ) -> Self {
-        Self { client, caches, settings, leadership, authority, metrics, recorder, objects: Mutex::default() }
+        Self {
+            client,
+            caches,
+            settings,
+            leadership,
+            authority,
+            metrics,
+            recorder,
+            objects: Mutex::default(),
+            authority_missed: OnceLock::new(),
+        }
     }
 
     /// What is remembered of an object, out of the map: one object is never reconciled twice at a time.
@@ -91,6 +111,13 @@ impl Context {
         let mut objects = self.objects();
         let tracked = objects.entry(key(meta)).or_default();
         tracked.backoff.failed(Instant::now(), rand::random())
+    }
+
+    /// The certificate authority; `None` while a new leader is about to have it, which reconciles everything.
+    pub(super) fn authority(&self) -> Result<Option<Arc<Authority>>, Error> {
+        let authority = self.authority.borrow().clone();
+        let late = authority.is_none() && self.authority_missed.get_or_init(Instant::now).elapsed() > AUTHORITY_GRACE;
+        if late { Err(Error::NoAuthority) } else { Ok(authority) }
     }
 
     /// Drops what is remembered of an object that is gone.

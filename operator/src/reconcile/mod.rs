@@ -39,7 +39,7 @@ const RESYNC: Duration = Duration::from_secs(600);
 const PODS_PENDING: Duration = Duration::from_secs(10);
 /// How soon something that is not watched is looked at again: a missing claim, a foreign object in our place.
 const UNWATCHED: Duration = Duration::from_secs(15);
-/// How soon a reconcile is tried again that came while the lease was about to be renewed.
+/// How soon a reconcile is tried again that came while the lease was about to be renewed, or right after it was won.
 const LAPSED: Duration = Duration::from_secs(2);
 
 /// Reconciles one ImageGen, on the pod that leads.
@@ -124,7 +124,7 @@ async fn accepted(
     fleet: &Fleet,
     tracked: &mut Tracked,
 ) -> Result<Action, Error> {
-    let authority = ctx.authority.borrow().clone().ok_or(Error::NoAuthority)?;
+    let Some(authority) = ctx.authority()? else { return Ok(Action::requeue(LAPSED)) };
     let desired = build::build(validated);
     let target = apply::Target { client: &ctx.client, caches: &ctx.caches, imagegen: ig, namespace };
     let applied = Box::pin(apply::apply(target, &desired, &authority, &mut tracked.memory)).await?;

@@ -10,6 +10,7 @@ use k8s_openapi::{
 use kube::{Api, Client, Resource, ResourceExt as _, api::ListParams};
 
 use super::{
+    build::names::NAME_LABEL,
     error::Error,
     types::{ClaimFact, Facts, Fleet},
 };
@@ -54,9 +55,8 @@ pub async fn facts(client: &Client, ig: &ImageGen, namespace: &str) -> Result<Fa
 /// When the events of a stuck pod cannot be read.
 pub async fn fleet(client: &Client, caches: &Caches, ig: &ImageGen, namespace: &str) -> Result<Fleet, Error> {
     let name = ig.name_any();
-    let belongs = |pod: &Pod| {
-        pod.metadata.namespace.as_deref() == Some(namespace) && pod.labels().get("imagegen.dev/name") == Some(&name)
-    };
+    let belongs =
+        |pod: &Pod| pod.metadata.namespace.as_deref() == Some(namespace) && pod.labels().get(NAME_LABEL) == Some(&name);
     let pods: Vec<Pod> = filtered(&caches.pods, belongs).iter().map(|pod| Pod::clone(pod)).collect();
     let mut events = Vec::new();
     let now = Timestamp::now();

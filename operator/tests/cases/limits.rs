@@ -50,12 +50,12 @@ pub(crate) async fn a_tenant_cannot_get_more_than_a_restricted_pod(server: Arc<A
         ("root", pod(json!({"securityContext": {"runAsUser": 0, "runAsNonRoot": false}})), "--allow-privileged-pods"),
     ];
     for (name, spec, flag) in &greedy {
-        tenant.create(&PostParams::default(), &imagegen(name, spec.clone())).await.unwrap();
+        tenant.create(&PostParams::default(), &imagegen(name, spec)).await.unwrap();
         let condition = world.until_condition(name, "Ready", "False", "NotAllowed").await;
         assert!(condition.message.contains(flag), "{name}: {}", condition.message);
     }
     // A sign that the operator had its turn with all of them.
-    tenant.create(&PostParams::default(), &imagegen("modest", good_spec())).await.unwrap();
+    tenant.create(&PostParams::default(), &imagegen("modest", &good_spec())).await.unwrap();
     world.until_children("modest").await;
     let deployments = world.api::<Deployment>().list(&Default::default()).await.unwrap();
     assert_eq!(deployments.items.len(), 1, "{deployments:?}");
@@ -83,8 +83,8 @@ pub(crate) async fn an_unreadable_imagegen_disturbs_no_other(server: Arc<ApiServ
     world.until_children("good").await;
     crate::support::eventually("the bad object says what is wrong", async || {
         let found = api.get("bad").await.map_err(|error| error.to_string())?;
-        let ready = found.data["status"]["conditions"].as_array().into_iter().flatten();
-        let ready = ready.cloned().find(|condition| condition["type"] == "Ready");
+        let mut conditions = found.data["status"]["conditions"].as_array().into_iter().flatten();
+        let ready = conditions.find(|condition| condition["type"] == "Ready").cloned();
         let ready = ready.ok_or_else(|| format!("{found:?}"))?;
         let right = ready["status"] == "False" && ready["reason"] == "InvalidSpec";
         if right { Ok(()) } else { Err(ready.to_string()) }

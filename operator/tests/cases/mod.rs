@@ -81,7 +81,7 @@ impl World {
     }
 
     pub(crate) async fn create_imagegen(&self, name: &str, spec: Value) -> ImageGen {
-        self.api::<ImageGen>().create(&PostParams::default(), &imagegen(name, spec)).await.unwrap()
+        self.api::<ImageGen>().create(&PostParams::default(), &imagegen(name, &spec)).await.unwrap()
     }
 
     pub(crate) async fn edit_imagegen(&self, name: &str, spec: Value) {
@@ -149,7 +149,7 @@ impl World {
     }
 }
 
-pub(crate) fn imagegen(name: &str, spec: Value) -> ImageGen {
+pub(crate) fn imagegen(name: &str, spec: &Value) -> ImageGen {
     let object = json!({
         "apiVersion": "imagegen.dev/v1alpha1", "kind": "ImageGen", "metadata": {"name": name}, "spec": spec,
     });
