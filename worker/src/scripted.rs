@@ -81,10 +81,10 @@ impl ScriptedEngine {
             return Err(ScriptError::Value { field: "size_multiple", reason: "must be 1 or more, found 0".into() });
         }
         let part = wait("load_seconds", script.load_seconds)? / LOAD_PARTS;
-        for parts in 0..LOAD_PARTS {
+        for parts in 1..=LOAD_PARTS {
+            pass(part);
             let loaded_bytes = script.weight_bytes * u64::from(parts) / u64::from(LOAD_PARTS);
             progress(LoadProgress { loaded_bytes, total_bytes: script.weight_bytes });
-            pass(part);
         }
         if let Some(fault) = script.load_fault {
             return Err(ScriptError::Scripted(fault));

@@ -72,6 +72,7 @@ async fn the_metrics_page_has_every_name() {
         "imagegen_worker_running_requests 0",
         "imagegen_worker_state{state=\"serving\"} 1",
         "imagegen_worker_weight_bytes 123",
+        "imagegen_worker_loaded_bytes 123",
         "imagegen_worker_load_ratio 1.0",
         "# UNIT imagegen_worker_load_seconds seconds",
         "# TYPE imagegen_worker_refusals counter",
