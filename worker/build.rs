@@ -7,7 +7,8 @@ fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH_LIB");
     println!("cargo:rerun-if-changed=build.rs");
     let built_with = std::env::var_os("LIBTORCH_LIB").or_else(|| std::env::var_os("LIBTORCH")).map(PathBuf::from);
-    let folders = built_with.map(|folder| folder.join("lib")).into_iter().chain([PathBuf::from("/opt/libtorch/torch/lib")]);
+    let folders =
+        built_with.map(|folder| folder.join("lib")).into_iter().chain([PathBuf::from("/opt/libtorch/torch/lib")]);
     for folder in folders {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", folder.display());
     }
