@@ -124,9 +124,11 @@ func TestInstallBesideAnOlderDefinition(t *testing.T) {
 		t.Helper()
 		clean(t)
 		env.Kubectl(t, older(t), "apply", "-f", "-")
-		env.Kubectl(t, "", "wait", "--for=condition=Established", definition, "--timeout=30s")
 		namespace := env.Namespace(t, name, "restricted")
-		env.Kubectl(t, manifest(), "apply", "-n", namespace, "-f", "-")
+		fixture.Eventually(t, "the older definition to be served", 30*time.Second, func() (bool, string) {
+			_, complaint, err := env.TryKubectl(manifest(), "apply", "-n", namespace, "-f", "-")
+			return err == nil, complaint
+		})
 		if out, complaint, err := env.TryKubectl(newField, "apply", "-n", namespace, "-f", "-"); err == nil || !strings.Contains(complaint, "sizePolicy") {
 			t.Fatalf("the older definition should not know sizePolicy: %s%s", out, complaint)
 		}

@@ -12,6 +12,7 @@ import (
 
 func TestRolloutLetsARunningRequestFinish(t *testing.T) {
 	operator(t)
+	t.Parallel()
 	namespace := env.Namespace(t, "rollout", "restricted")
 	env.Kubectl(t, env.Manifest(fixture.Fleet{Name: "slow", Replicas: 1, Script: "step_seconds: 0.2"}), "apply", "-n", namespace, "-f", "-")
 	env.WaitReady(t, namespace, "slow", time.Minute)
@@ -44,6 +45,7 @@ func TestRolloutLetsARunningRequestFinish(t *testing.T) {
 
 func TestDeletingLeavesNothing(t *testing.T) {
 	operator(t)
+	t.Parallel()
 	namespace := env.Namespace(t, "deleting", "restricted")
 	list := func() string {
 		out := env.Kubectl(t, "", "get", "-n", namespace, "-o", "name", "deployments,replicasets,pods,services,endpointslices,"+
@@ -70,6 +72,7 @@ func TestDeletingLeavesNothing(t *testing.T) {
 
 func TestAForeignDeploymentOfTheSameNameIsLeftAlone(t *testing.T) {
 	operator(t)
+	t.Parallel()
 	namespace := env.Namespace(t, "conflict", "restricted")
 	env.Kubectl(t, "", "create", "deployment", "taken", "-n", namespace, "--image=localhost/somebody-elses:1", "--replicas=0")
 	// The generation changes with the spec and with nothing else.

@@ -16,7 +16,8 @@ func TestMain(m *testing.M) { os.Exit(fixture.Run(m, &env)) }
 // installed are the chart values that the operator runs with now.
 var installed = []string{"none yet"}
 
-// operator installs the operator, or upgrades it when it runs with other values.
+// operator installs the operator, or upgrades it when it runs with other values. Tests call it before t.Parallel, and one
+// that needs other values is not parallel.
 func operator(t *testing.T, values ...string) {
 	t.Helper()
 	if slices.Equal(installed, values) {

@@ -11,6 +11,7 @@ import (
 // Whoever may create an ImageGen must not get more than whoever may create a pod in the same, restricted namespace.
 func TestAUserOfARestrictedNamespaceGetsNoMoreThanAPodWould(t *testing.T) {
 	operator(t)
+	t.Parallel()
 	namespace := env.Namespace(t, "team-a", "restricted")
 	other := env.Namespace(t, "team-b", "restricted")
 	env.Kubectl(t, "", "create", "secret", "generic", "theirs", "-n", other, "--from-literal=token=of-team-b")

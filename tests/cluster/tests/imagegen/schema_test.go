@@ -11,6 +11,7 @@ import (
 // the last are accepted: the last is a change that is not.
 func TestBadManifestsAreRefusedWithASentence(t *testing.T) {
 	operator(t)
+	t.Parallel()
 	namespace := env.Namespace(t, "bad", "restricted")
 	files, err := filepath.Glob("../../testdata/bad/*.yaml")
 	if err != nil || len(files) < 20 {
@@ -44,6 +45,7 @@ func TestBadManifestsAreRefusedWithASentence(t *testing.T) {
 
 func TestExplainIsTheManual(t *testing.T) {
 	operator(t)
+	t.Parallel()
 	for _, field := range []string{"imagegen.spec.worker.buckets", "imagegen.spec.model.source", "imagegen.status"} {
 		if out := env.Kubectl(t, "", "explain", field); strings.Contains(out, "<empty>") {
 			t.Errorf("%s has no description:\n%s", field, out)

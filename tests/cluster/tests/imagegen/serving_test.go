@@ -6,6 +6,7 @@ import (
 	"image/png"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,84 +18,95 @@ import (
 // One seed is one picture, wherever the model comes from and whoever asks.
 const apple = `{"prompt": "a red apple", "width": 128, "height": 128, "seed": 7, "steps": 4}`
 
-func TestServing(t *testing.T) {
-	var expected []byte
-	same := func(t *testing.T, picture []byte) {
-		t.Helper()
-		if expected == nil {
-			expected = picture
-		}
-		if !bytes.Equal(picture, expected) {
-			t.Error("the same request gave another picture than before")
+var firstApple struct {
+	sync.Mutex
+	png []byte
+}
+
+// sameApple compares with the picture that the first caller got.
+func sameApple(t *testing.T, who string, picture []byte) {
+	t.Helper()
+	firstApple.Lock()
+	defer firstApple.Unlock()
+	if firstApple.png == nil {
+		firstApple.png = picture
+	}
+	if !bytes.Equal(picture, firstApple.png) {
+		t.Errorf("%s: the same request gave another picture than before", who)
+	}
+}
+
+func TestServingFromAnImageVolume(t *testing.T) {
+	operator(t)
+	t.Parallel()
+	namespace := env.Namespace(t, "from-image", "restricted")
+	env.Kubectl(t, "", "apply", "-n", namespace, "-f", "deploy/examples/emoji.yaml")
+	env.WaitReady(t, namespace, "emoji", 2*time.Minute)
+	address := env.Address(t, namespace, "emoji")
+
+	services := env.Grpcurl(t, address, "", "")
+	for _, service := range []string{"imagegen.v1.ImageService", "grpc.health.v1.Health"} {
+		if !strings.Contains(services, service) {
+			t.Errorf("reflection does not list %s, only:\n%s", service, services)
 		}
 	}
-	// tests/models in the checkout, as a folder of the node.
-	model := filepath.Join(env.Root, "tests/models/emoji-zimage")
+	if health := env.Grpcurl(t, address, "grpc.health.v1.Health/Check", "{}"); !strings.Contains(health, `"SERVING"`) {
+		t.Errorf("health says %s", health)
+	}
+	got := env.Generate(t, address, apple)
+	if size := got.Images[0].Bounds().Size(); size.X != 128 || size.Y != 128 || got.Seeds[0] != 7 {
+		t.Errorf("asked for 128x128 with seed 7, got %v with seed %d", size, got.Seeds[0])
+	}
+	if redness(t, got.PNGs[0]) < 0.02 {
+		t.Error("a red apple has no red in it")
+	}
+	sameApple(t, "grpcurl", got.PNGs[0])
+	sameApple(t, "Python", env.PythonGenerate(t, address, "a red apple", 128, 7))
+	sameApple(t, "kubectl imagegen", env.PluginGenerate(t, namespace, "emoji", "a red apple", 128, 7))
 
-	t.Run("from an image volume, with the example of the README", func(t *testing.T) {
-		operator(t)
-		namespace := env.Namespace(t, "from-image", "restricted")
-		env.Kubectl(t, "", "apply", "-n", namespace, "-f", "deploy/examples/emoji.yaml")
-		env.WaitReady(t, namespace, "emoji", 2*time.Minute)
-		address := env.Address(t, namespace, "emoji")
-
-		services := env.Grpcurl(t, address, "", "")
-		for _, service := range []string{"imagegen.v1.ImageService", "grpc.health.v1.Health"} {
-			if !strings.Contains(services, service) {
-				t.Errorf("reflection does not list %s, only:\n%s", service, services)
-			}
-		}
-		if health := env.Grpcurl(t, address, "grpc.health.v1.Health/Check", "{}"); !strings.Contains(health, "SERVING") {
-			t.Errorf("health says %s", health)
-		}
-		got := env.Generate(t, address, apple)
-		if size := got.Images[0].Bounds().Size(); size.X != 128 || size.Y != 128 || got.Seeds[0] != 7 {
-			t.Errorf("asked for 128x128 with seed 7, got %v with seed %d", size, got.Seeds[0])
-		}
-		if redness(t, got.PNGs[0]) < 0.02 {
-			t.Error("a red apple has no red in it")
-		}
-		same(t, got.PNGs[0])
-		same(t, env.PythonGenerate(t, address, "a red apple", 128, 7))
-
-		columns := strings.Fields(env.Kubectl(t, "", "get", "imagegen", "-n", namespace))
-		if header := strings.Join(columns[:7], " "); header != "NAME READY DESIRED PRESSURE GPU MODEL AGE" {
-			t.Errorf("kubectl get shows %s", header)
-		}
-	})
-
-	t.Run("from a claim, with two workers, applied by the server", func(t *testing.T) {
-		operator(t)
-		namespace := env.Namespace(t, "from-claim", "restricted")
-		env.Kubectl(t, volume(namespace, model), "apply", "-f", "-")
-		manifest := env.Manifest(fixture.Fleet{Name: "claimed", Replicas: 2, Source: "{persistentVolumeClaim: {claimName: models}}"})
-		env.Kubectl(t, manifest, "apply", "--server-side", "-n", namespace, "-f", "-")
-		env.WaitReady(t, namespace, "claimed", 2*time.Minute)
-		if workers := env.Workers(t, namespace, "claimed"); len(workers) != 2 {
-			t.Errorf("asked for 2 workers, found %d", len(workers))
-		}
-		same(t, env.Generate(t, env.Address(t, namespace, "claimed"), apple).PNGs[0])
-		// The same again through client-side apply changes nothing but its bookkeeping.
-		before := fixture.PodUIDs(env.Workers(t, namespace, "claimed"))
-		env.Kubectl(t, manifest, "apply", "-n", namespace, "-f", "-")
-		env.WaitReady(t, namespace, "claimed", time.Minute)
-		if after := fixture.PodUIDs(env.Workers(t, namespace, "claimed")); after != before {
-			t.Errorf("applying the same manifest replaced the workers: %s, then %s", before, after)
-		}
-	})
-
-	t.Run("from a folder of the node, once the operator allows it", func(t *testing.T) {
-		operator(t)
-		// Pod Security refuses hostPath volumes at every level but this one.
-		namespace := env.Namespace(t, "from-host", "privileged")
-		manifest := env.Manifest(fixture.Fleet{Name: "local", Replicas: 1, Source: fmt.Sprintf("{hostPath: {path: %q}}", model)})
-		env.Kubectl(t, manifest, "apply", "-n", namespace, "-f", "-")
-		env.WaitCondition(t, namespace, "local", "Ready", "False", "NotAllowed", 30*time.Second)
-		operator(t, "allowHostPath=true")
-		env.WaitReady(t, namespace, "local", 2*time.Minute)
-		same(t, env.Generate(t, env.Address(t, namespace, "local"), apple).PNGs[0])
-	})
+	columns := strings.Fields(env.Kubectl(t, "", "get", "imagegen", "-n", namespace))
+	if header := strings.Join(columns[:7], " "); header != "NAME READY DESIRED PRESSURE GPU MODEL AGE" {
+		t.Errorf("kubectl get shows %s", header)
+	}
 }
+
+func TestServingFromAClaim(t *testing.T) {
+	operator(t)
+	t.Parallel()
+	namespace := env.Namespace(t, "from-claim", "restricted")
+	env.Kubectl(t, volume(namespace, modelFolder()), "apply", "-f", "-")
+	manifest := env.Manifest(fixture.Fleet{Name: "claimed", Replicas: 2, Source: "{persistentVolumeClaim: {claimName: models}}"})
+	env.Kubectl(t, manifest, "apply", "--server-side", "-n", namespace, "-f", "-")
+	env.WaitReady(t, namespace, "claimed", 2*time.Minute)
+	if workers := env.Workers(t, namespace, "claimed"); len(workers) != 2 {
+		t.Errorf("asked for 2 workers, found %d", len(workers))
+	}
+	sameApple(t, "model from a claim", env.Generate(t, env.Address(t, namespace, "claimed"), apple).PNGs[0])
+	// The same again through client-side apply changes nothing but its bookkeeping.
+	before := fixture.PodUIDs(env.Workers(t, namespace, "claimed"))
+	env.Kubectl(t, manifest, "apply", "-n", namespace, "-f", "-")
+	env.WaitReady(t, namespace, "claimed", time.Minute)
+	if after := fixture.PodUIDs(env.Workers(t, namespace, "claimed")); after != before {
+		t.Errorf("applying the same manifest replaced the workers: %s, then %s", before, after)
+	}
+}
+
+// Not parallel: it changes what the operator allows.
+func TestServingFromAFolderOfTheNodeOnceTheOperatorAllowsIt(t *testing.T) {
+	operator(t)
+	// Pod Security refuses hostPath volumes at every level but this one.
+	namespace := env.Namespace(t, "from-host", "privileged")
+	manifest := env.Manifest(fixture.Fleet{Name: "local", Replicas: 1, Source: fmt.Sprintf("{hostPath: {path: %q}}", modelFolder())})
+	env.Kubectl(t, manifest, "apply", "-n", namespace, "-f", "-")
+	env.WaitCondition(t, namespace, "local", "Ready", "False", "NotAllowed", 30*time.Second)
+	operator(t, "allowHostPath=true")
+	defer operator(t)
+	env.WaitReady(t, namespace, "local", 2*time.Minute)
+	sameApple(t, "model from the node", env.Generate(t, env.Address(t, namespace, "local"), apple).PNGs[0])
+}
+
+// modelFolder is the demo model as a folder of the node: the one in the checkout.
+func modelFolder() string { return filepath.Join(env.Root, "tests/models/emoji-zimage") }
 
 // redness is the share of pixels that are clearly red.
 func redness(t *testing.T, data []byte) float64 {
@@ -140,6 +152,7 @@ spec:
 
 func TestScalingByHand(t *testing.T) {
 	operator(t)
+	t.Parallel()
 	namespace := env.Namespace(t, "scaling", "restricted")
 	env.Kubectl(t, env.Manifest(fixture.Fleet{Name: "many", Replicas: 1, Script: "step_seconds: 0.01"}), "apply", "-n", namespace, "-f", "-")
 	env.WaitReady(t, namespace, "many", time.Minute)
@@ -154,5 +167,34 @@ func TestScalingByHand(t *testing.T) {
 				fmt.Sprintf("%d pods, status.replicas %d, status.readyReplicas %d", pods, all, ready)
 		})
 		env.WaitReady(t, namespace, "many", 30*time.Second)
+	}
+}
+
+func TestMoreWorkersThanGPUs(t *testing.T) {
+	operator(t)
+	t.Parallel()
+	if err := env.Cluster.SetGPUs(1); err != nil {
+		t.Fatal(err)
+	}
+	namespace := env.Namespace(t, "gpus", "restricted")
+	// The scripted engine needs no GPU, but its pods ask for one all the same.
+	env.Kubectl(t, env.Manifest(fixture.Fleet{Name: "gpus", Device: "Cuda", Replicas: 2, Script: "step_seconds: 0.01"}), "apply", "-n", namespace, "-f", "-")
+	object := env.WaitCondition(t, namespace, "gpus", "Degraded", "True", "Unschedulable", time.Minute)
+	if message := fixture.ConditionOf(object, "Degraded").Message; !strings.Contains(message, "Insufficient nvidia.com/gpu") {
+		t.Errorf("the condition does not say what is missing: %s", message)
+	}
+	env.WaitCondition(t, namespace, "gpus", "Available", "True", "", time.Minute)
+	env.Kubectl(t, "", "scale", "imagegen", "gpus", "-n", namespace, "--replicas=1")
+	env.WaitReady(t, namespace, "gpus", time.Minute)
+}
+
+func TestAWorkerThatCannotLoadSaysWhy(t *testing.T) {
+	operator(t)
+	t.Parallel()
+	namespace := env.Namespace(t, "broken", "restricted")
+	env.Kubectl(t, env.Manifest(fixture.Fleet{Name: "broken", Replicas: 1, Script: "load_fault: shard 3 of 7 is missing"}), "apply", "-n", namespace, "-f", "-")
+	object := env.WaitCondition(t, namespace, "broken", "Degraded", "True", "CrashLoopBackOff", time.Minute)
+	if message := fixture.ConditionOf(object, "Degraded").Message; !strings.Contains(message, "the model could not be loaded: shard 3 of 7 is missing") {
+		t.Errorf("the condition does not say why: %s", message)
 	}
 }
