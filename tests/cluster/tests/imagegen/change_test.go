@@ -98,3 +98,16 @@ func TestAForeignDeploymentOfTheSameNameIsLeftAlone(t *testing.T) {
 		t.Error("the Deployment is still the foreign one")
 	}
 }
+
+func TestAClaimOfOneNodeIsRefusedForTwoWorkers(t *testing.T) {
+	operator(t)
+	t.Parallel()
+	namespace := env.Namespace(t, "single", "restricted")
+	fleet := fixture.Fleet{Name: "single", Replicas: 2, Source: "{persistentVolumeClaim: {claimName: models}}"}
+	env.Kubectl(t, env.Manifest(fleet), "apply", "-n", namespace, "-f", "-")
+	env.WaitCondition(t, namespace, "single", "Ready", "False", "ClaimNotFound", 30*time.Second)
+	env.Kubectl(t, strings.ReplaceAll(volume(namespace, modelFolder()), "ReadOnlyMany", "ReadWriteOnce"), "apply", "-f", "-")
+	env.WaitCondition(t, namespace, "single", "Ready", "False", "ClaimNotShareable", time.Minute)
+	env.Kubectl(t, "", "scale", "imagegen", "single", "-n", namespace, "--replicas=1")
+	env.WaitReady(t, namespace, "single", time.Minute)
+}
