@@ -13,6 +13,7 @@ SYSTEM=imagegen-system
 NAMESPACE=imagegen-demo
 NAME=emoji
 export CARGO_TARGET_DIR=$CACHE/target
+export OMP_WAIT_POLICY=passive
 
 # made NAME: remembers that the demo made something, before it does.
 made() { grep -qxF "$1" "$STATE/made" 2>/dev/null || printf '%s\n' "$1" >>"$STATE/made"; }
@@ -106,7 +107,8 @@ pictures() {
     kubectl imagegen generate "$NAME" "红苹果" --namespace "$NAMESPACE" --size 256x256 --seed 8 --output "$PICTURES/hong-ping-guo.png"
     note "What the cluster says"
     kubectl get imagegen --namespace "$NAMESPACE"
-    printf '\nPictures: %s\n' "$PICTURES"/*.png
+    printf '\nPictures:\n'
+    printf '  %s\n' "$PICTURES"/*.png
     # shellcheck disable=SC2016 # for the reader to paste
     printf 'More: KUBECONFIG=%s PATH=%s:$PATH kubectl imagegen generate %s "a green frog" -n %s -o frog.png\nRemove it all: make demo-down\n' \
         "$KUBECONFIG" "$CACHE/bin" "$NAME" "$NAMESPACE"
@@ -119,11 +121,12 @@ up() {
     "$ROOT/deploy/scripts/setup.sh" build cluster
     note "Building (Kubernetes meanwhile, in the background)"
     "$ROOT/deploy/scripts/test-tools.sh" >"$CACHE/log/tools.log" 2>&1 </dev/null &
-    local tools=$! name
+    local name
+    tools=$! # not local: the trap runs after this function
     trap 'kill "$tools" 2>/dev/null || true' EXIT
     step "worker" "8 min from nothing" make --no-print-directory worker
     first_picture
-    step "operator and client" "6 min from nothing" make --no-print-directory operator cli
+    step "operator and client" "6 min from nothing" make --no-print-directory programs
     for name in imagegen kubectl-imagegen; do ln -sf "$CARGO_TARGET_DIR/release/imagegen" "$CACHE/bin/$name"; done
     step "container images" "1 min from nothing" "$ROOT/deploy/scripts/build-images.sh"
     note "Kubernetes from its Go modules (usually 8 min from nothing; log: $CACHE/log/tools.log)"

@@ -5,8 +5,9 @@ mod volumes;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, ConfigMapEnvSource, Container, ContainerPort, EnvFromSource, EnvVar, HTTPGetAction,
-        PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, SecurityContext, Toleration,
+        Capabilities, ConfigMapEnvSource, Container, ContainerPort, EnvFromSource, EnvVar, HTTPGetAction, Lifecycle,
+        LifecycleHandler, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, SecurityContext,
+        SleepAction, Toleration,
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -19,6 +20,8 @@ const USER: i64 = 65532;
 /// What the kubelet waits beyond the worker's own drain before it kills.
 const KILL_GRACE_SECONDS: u64 = 30;
 const STARTUP_PERIOD_SECONDS: i32 = 2;
+/// Between the end of a pod's place in its Services and its SIGTERM, so that no new call is sent to it any more.
+const LEAVE_SECONDS: i64 = 5;
 
 /// The template of the pods of `spec`.
 pub(super) fn template(spec: &Validated, config_hash: &str) -> PodTemplateSpec {
@@ -74,6 +77,13 @@ fn worker(spec: &Validated) -> Container {
         volume_mounts: Some(merge::by_key(volumes::mounts(spec), spec.pod.volume_mounts.as_deref(), |mount| {
             &mount.mount_path
         })),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction { seconds: LEAVE_SECONDS }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         // Loading takes as long as it takes: readiness is what ends the start, and only then liveness begins.
         startup_probe: Some(probe("/readyz", STARTUP_PERIOD_SECONDS, startup_failures(spec))),
         readiness_probe: Some(probe("/readyz", 2, 3)),
