@@ -19,7 +19,7 @@ else
 endif
 CARGO = cd $(TREE) && env $$($(CURDIR)/$(S)/libtorch.sh $(LIBTORCH)) CARGO_TARGET_DIR=$(TARGET) cargo
 # Crates that need no libtorch build and test in seconds without it.
-PLAIN := -p imagegen-core -p imagegen-proto -p imagegen-telemetry -p imagegen-operator -p imagegen -p imagegen-tests
+PLAIN := -p imagegen-core -p imagegen-proto -p imagegen-telemetry -p imagegen-operator -p imagegen
 TORCH := -p imagegen-model -p imagegen-worker
 
 .PHONY: help

@@ -3,9 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use imagegen_core::duration::parse_duration;
 use imagegen_core::spec::{SchedulerKind, Size};
 
-use crate::{endpoint::Endpoint, output::Format, time::parse_duration};
+use crate::{endpoint::Endpoint, output::Format};
 
 /// What both `--help` texts end with.
 const EXIT_CODES: &str = "\

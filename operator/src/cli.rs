@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use imagegen_core::duration::parse_duration;
 use imagegen_telemetry::logging::LogArgs;
 
 /// Runs text-to-image models on Kubernetes: turns ImageGen resources into worker pods
@@ -86,15 +87,15 @@ pub struct LeaseArgs {
     pub lease_name: String,
 
     /// How long a dead leader's Lease stands before another pod takes over
-    #[arg(long, env = "IMAGEGEN_LEASE_DURATION", default_value = "15s", value_parser = duration)]
+    #[arg(long, env = "IMAGEGEN_LEASE_DURATION", default_value = "15s", value_parser = parse_duration)]
     pub lease_duration: Duration,
 
     /// How long the leader tries to renew before it gives up and restarts. Shorter than --lease-duration
-    #[arg(long, env = "IMAGEGEN_LEASE_RENEW_DEADLINE", default_value = "10s", value_parser = duration)]
+    #[arg(long, env = "IMAGEGEN_LEASE_RENEW_DEADLINE", default_value = "10s", value_parser = parse_duration)]
     pub lease_renew_deadline: Duration,
 
     /// How often the leader renews and the others look. Shorter than half of --lease-renew-deadline
-    #[arg(long, env = "IMAGEGEN_LEASE_RETRY", default_value = "2s", value_parser = duration)]
+    #[arg(long, env = "IMAGEGEN_LEASE_RETRY", default_value = "2s", value_parser = parse_duration)]
     pub lease_retry: Duration,
 }
 
@@ -131,29 +132,6 @@ impl LeaseArgs {
     }
 }
 
-/// Reads durations such as `90s`, `1m30s` or `250ms`: the format of every duration in an ImageGen.
-fn duration(text: &str) -> Result<Duration, String> {
-    let expected = || format!("expected a duration such as 15s, 1m30s or 250ms, found \"{text}\"");
-    let (mut rest, mut total) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
-        let number: u64 = rest[..digits].parse().map_err(|_| expected())?;
-        let (unit, after) = ["ms", "s", "m", "h"]
-            .into_iter()
-            .find_map(|unit| rest[digits..].strip_prefix(unit).map(|after| (unit, after)))
-            .ok_or_else(expected)?;
-        let part = match unit {
-            "ms" => Some(Duration::from_millis(number)),
-            "s" => Some(Duration::from_secs(number)),
-            "m" => number.checked_mul(60).map(Duration::from_secs),
-            _ => number.checked_mul(3600).map(Duration::from_secs),
-        };
-        total = part.and_then(|part| total.checked_add(part)).ok_or_else(expected)?;
-        rest = after;
-    }
-    if text.is_empty() { Err(expected()) } else { Ok(total) }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -179,22 +157,6 @@ mod tests {
     }
 
     #[rstest]
-    #[case("15s", Some(15_000))]
-    #[case("1m30s", Some(90_000))]
-    #[case("250ms", Some(250))]
-    #[case("2h", Some(7_200_000))]
-    #[case("", None)]
-    #[case("15", None)]
-    #[case("s", None)]
-    #[case("-1s", None)]
-    #[case("1.5s", None)]
-    #[case("99999999999999999999s", None)]
-    #[case("18446744073709551615h", None)]
-    fn durations(#[case] text: &str, #[case] milliseconds: Option<u64>) {
-        assert_eq!(duration(text).ok(), milliseconds.map(Duration::from_millis));
-    }
-
-    #[rstest]
     #[case::defaults("2s", "10s", "15s", true)]
     #[case::no_time_to_renew("5s", "10s", "15s", false)]
     #[case::gives_up_after_it_lost("2s", "15s", "15s", false)]
@@ -202,9 +164,9 @@ mod tests {
     fn lease_timing(#[case] retry: &str, #[case] renew: &str, #[case] lease: &str, #[case] accepted: bool) {
         let args = LeaseArgs {
             lease_name: "x".into(),
-            lease_duration: duration(lease).unwrap(),
-            lease_renew_deadline: duration(renew).unwrap(),
-            lease_retry: duration(retry).unwrap(),
+            lease_duration: parse_duration(lease).unwrap(),
+            lease_renew_deadline: parse_duration(renew).unwrap(),
+            lease_retry: parse_duration(retry).unwrap(),
         };
         assert_eq!(args.timing().is_ok(), accepted);
     }

@@ -5,13 +5,13 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, str::FromStr, time::Dur
 use clap::{Args, Parser, Subcommand};
 use imagegen_core::{
     bucket::Buckets,
+    duration::{parse_duration, parse_positive_duration},
     rules::{Limits, SizePolicy},
     spec::{SchedulerKind, Size},
 };
 use imagegen_telemetry::logging::LogArgs;
 
 pub use crate::device::{Device, Precision};
-use crate::duration;
 
 /// Makes pictures from text with Z-Image models: as a gRPC server (serve), or one request without a server (generate).
 ///
@@ -129,10 +129,10 @@ pub struct ServeArgs {
     pub allow_insecure_token: bool,
     /// Age at which a connection is told to go away (GOAWAY), plus or minus 10 % drawn for each, so that clients spread over new pods.
     /// Running requests are finished. 0s: never
-    #[arg(long, env = "IMAGEGEN_MAX_CONNECTION_AGE", default_value = "60s", value_name = "DURATION", value_parser = duration::parse, help_heading = "Network")]
+    #[arg(long, env = "IMAGEGEN_MAX_CONNECTION_AGE", default_value = "60s", value_name = "DURATION", value_parser = parse_duration, help_heading = "Network")]
     pub max_connection_age: Duration,
     /// How long an aged connection may still finish its requests before it is cut
-    #[arg(long, env = "IMAGEGEN_MAX_CONNECTION_AGE_GRACE", default_value = "1h", value_name = "DURATION", value_parser = duration::parse_positive, help_heading = "Network")]
+    #[arg(long, env = "IMAGEGEN_MAX_CONNECTION_AGE_GRACE", default_value = "1h", value_name = "DURATION", value_parser = parse_positive_duration, help_heading = "Network")]
     pub max_connection_age_grace: Duration,
 
     /// Size of pictures when a request does not say [default: 1024x1024, or the largest bucket where that is smaller]
@@ -157,7 +157,7 @@ pub struct ServeArgs {
     #[arg(long, env = "IMAGEGEN_QUEUE_CAPACITY", default_value_t = 64, value_name = "N", value_parser = positive_usize, help_heading = "Requests")]
     pub queue_capacity: usize,
     /// How long a request may wait before it is refused
-    #[arg(long, env = "IMAGEGEN_QUEUE_MAX_WAIT", default_value = "120s", value_name = "DURATION", value_parser = duration::parse_positive, help_heading = "Requests")]
+    #[arg(long, env = "IMAGEGEN_QUEUE_MAX_WAIT", default_value = "120s", value_name = "DURATION", value_parser = parse_positive_duration, help_heading = "Requests")]
     pub queue_max_wait: Duration,
     /// Most pixels (width times height) of a picture
     #[arg(long, env = "IMAGEGEN_MAX_PIXELS", default_value_t = Limits::BUILT_IN.max_pixels, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Requests")]
@@ -170,10 +170,10 @@ pub struct ServeArgs {
     pub max_images_per_request: u32,
 
     /// How long requests may still run after SIGTERM or a drain by the operator
-    #[arg(long, env = "IMAGEGEN_DRAIN_TIMEOUT", default_value = "120s", value_name = "DURATION", value_parser = duration::parse, help_heading = "Life cycle")]
+    #[arg(long, env = "IMAGEGEN_DRAIN_TIMEOUT", default_value = "120s", value_name = "DURATION", value_parser = parse_duration, help_heading = "Life cycle")]
     pub drain_timeout: Duration,
     /// /livez fails when the engine has not finished a step, or a part of loading, for this long
-    #[arg(long, env = "IMAGEGEN_STALL_TIMEOUT", default_value = "15m", value_name = "DURATION", value_parser = duration::parse_positive, help_heading = "Life cycle")]
+    #[arg(long, env = "IMAGEGEN_STALL_TIMEOUT", default_value = "15m", value_name = "DURATION", value_parser = parse_positive_duration, help_heading = "Life cycle")]
     pub stall_timeout: Duration,
 
     /// torch, or scripted:FILE for tests: timings and faults from a file, pictures that are colour gradients. Needs --development

@@ -21,7 +21,6 @@ mod connections;
 mod device;
 mod dispatcher;
 mod driver;
-mod duration;
 mod encode;
 mod engine_thread;
 mod health;

@@ -24,7 +24,7 @@ use serde_json::Value;
 
 pub use self::{
     condition::{ConditionType, Reason},
-    duration::{DURATION_PATTERN, Duration, DurationError},
+    duration::{DURATION_PATTERN, Duration},
     model::{
         CacheClaim, ClaimSource, HostPathSource, HuggingFaceSource, ImageSource, ModelSource, ModelSpec, Precision,
         PullPolicy, RequestDefaults, SecretKeyRef,

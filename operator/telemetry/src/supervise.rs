@@ -171,7 +171,10 @@ mod tests {
             Ok::<_, BoxError>(())
         });
         let error = supervisor.run(Duration::from_secs(1)).await.unwrap_err();
-        assert!(matches!(&error, TaskError::Panicked { task: "watch", detail } if detail.contains("poisoned")), "{error}");
+        assert!(
+            matches!(&error, TaskError::Panicked { task: "watch", detail } if detail.contains("poisoned")),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ pub(crate) async fn an_imagegen_gets_its_children_and_a_restart_writes_nothing(s
     for name in ["one", "two"] {
         world.create_imagegen(name, good_spec()).await;
         world.until_children(name).await;
-        world.until_condition(name, "Ready", "False", "RollingOut").await;
+        world.until_condition(name, "Ready", "False", "Starting").await;
     }
     let secret = world.until::<Secret>("one-admin-tls", "there", |_| true).await;
     let found = secret.data.unwrap();
@@ -144,7 +144,7 @@ pub(crate) async fn a_foreign_deployment_is_left_alone(server: Arc<ApiServer>) {
     // Their owner gives the name free.
     world.api::<Deployment>().delete("turbo", &DeleteParams::background()).await.unwrap();
     world.until_children("turbo").await;
-    world.until_condition("turbo", "Ready", "False", "RollingOut").await;
+    world.until_condition("turbo", "Ready", "False", "Starting").await;
     drop(operator);
 }
 

@@ -7,6 +7,7 @@
 //! The only seam to the model is [`engine::Engine`].
 
 pub mod bucket;
+pub mod duration;
 pub mod engine;
 pub mod eta;
 pub mod geometry;

@@ -129,6 +129,8 @@ fn progress(counts: &Counts) -> Verdict {
             Reason::ProgressDeadlineExceeded,
             format!("the rollout stopped making progress for longer than spec.rollout.progressDeadline: {counts}"),
         )
+    } else if counts.replicas == 0 && counts.desired > 0 {
+        Verdict::new(Reason::Starting, format!("workers are being created: {counts}"))
     } else if counts.rolling_out() {
         Verdict::new(Reason::RollingOut, format!("workers are being replaced: {counts}"))
     } else if counts.replicas != counts.desired {

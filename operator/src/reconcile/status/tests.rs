@@ -101,7 +101,8 @@ fn message<'a>(status: &'a ImageGenStatus, kind: &str) -> &'a str {
 }
 
 #[rstest]
-#[case::no_deployment_yet(2, None, "Ready=False/RollingOut Available=False/RollingOut Progressing=True/RollingOut")]
+#[case::no_deployment_yet(2, None, "Ready=False/Starting Available=False/Starting Progressing=True/Starting")]
+#[case::from_nothing(2, Some([0, 0, 0, 0]), "Ready=False/Starting Available=False/Starting Progressing=True/Starting")]
 #[case::starting(2, Some([2, 2, 0, 0]), "Ready=False/Starting Available=False/Starting Progressing=True/Starting")]
 #[case::half_there(2, Some([2, 2, 1, 1]), "Ready=False/Starting Available=True/WorkersReady Progressing=True/Starting")]
 #[case::ready_but_not_long_enough(2, Some([2, 2, 2, 1]), "Ready=False/Starting Available=True/WorkersReady Progressing=True/Starting")]

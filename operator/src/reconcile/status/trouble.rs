@@ -118,6 +118,8 @@ fn last_words(end: &ContainerStateTerminated) -> String {
     let text = end.message.as_deref().unwrap_or_default().trim();
     let start = text.len().saturating_sub(MAX);
     let start = (start..=text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(text.len());
+    // From the beginning of a line, where the end of the log is more than one.
+    let start = text[start..].find('\n').filter(|_| start > 0).map_or(start, |line| start + line + 1);
     let said = if text.is_empty() { "without a word" } else { &text[start..] };
     format!("exit code {}, {said}", end.exit_code)
 }
@@ -195,4 +197,18 @@ fn of_deployment(deployment: &Deployment) -> Option<Verdict> {
 
 fn or<'a>(message: &'a str, reason: &'a str) -> &'a str {
     if message.is_empty() { reason } else { message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_long_log_begins_with_a_whole_line() {
+        let log = format!("{}\nERROR the last line", "a line that is cut\n".repeat(60));
+        let end = ContainerStateTerminated { exit_code: 3, message: Some(log), ..Default::default() };
+        let words = last_words(&end);
+        assert!(words.starts_with("exit code 3, a line that is cut\n"), "{words}");
+        assert!(words.ends_with("ERROR the last line") && words.len() < 650, "{words}");
+    }
 }

@@ -1,5 +1,7 @@
 //! What the operator puts into a worker's environment is what the worker reads.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail loudly too")]
+
 use std::{fs, path::PathBuf};
 
 use clap::{CommandFactory as _, Parser as _};
