@@ -2,7 +2,7 @@
 
 use crate::{
     bucket::{Bucket, Buckets},
-    spec::Size,
+    spec::{Size, UnknownName},
 };
 
 /// Upper bounds of a request.
@@ -42,8 +42,8 @@ pub const DEFAULT_GUIDANCE_SCALE: f64 = 0.0;
 const DEFAULT_SIZE: Size = Size { width: 1024, height: 1024 };
 
 /// Which size the latents are made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, strum::Display, strum::EnumString)]
-#[strum(serialize_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, strum::Display, strum::EnumString, strum::VariantNames)]
+#[strum(serialize_all = "kebab-case", parse_err_ty = UnknownName, parse_err_fn = UnknownName::of::<Self>)]
 pub enum SizePolicy {
     /// The asked size, rounded up to the model's multiple: one seed, one picture, as in diffusers.
     #[default]

@@ -65,9 +65,23 @@ impl Guidance {
     pub const OFF: Self = Self { scale: 0.0, normalization: 0.0, truncation: 1.0 };
 }
 
+/// A name that is none of a closed list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}, found \"{found}\"")]
+pub struct UnknownName {
+    expected: String,
+    found: String,
+}
+
+impl UnknownName {
+    pub(crate) fn of<T: strum::VariantNames>(found: &str) -> Self {
+        Self { expected: T::VARIANTS.join(" or "), found: found.to_owned() }
+    }
+}
+
 /// How sigmas become latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, strum::Display, strum::EnumString, strum::VariantNames)]
-#[strum(serialize_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case", parse_err_ty = UnknownName, parse_err_fn = UnknownName::of::<Self>)]
 pub enum SchedulerKind {
     /// Flow-matching Euler with static shift, the model's own.
     #[default]
@@ -102,4 +116,16 @@ pub struct RgbImage {
     pub size: Size,
     /// `[height, width, 3]`, row-major.
     pub data: Vec<u8>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones() {
+        assert_eq!("flow-match-euler".parse(), Ok(SchedulerKind::FlowMatchEuler));
+        let error = "ddim".parse::<SchedulerKind>().unwrap_err();
+        assert_eq!(error.to_string(), "expected flow-match-euler, found \"ddim\"");
+    }
 }
