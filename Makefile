@@ -1,7 +1,7 @@
 # The entry points. `make help` lists them. Build output and downloads live in a cache folder outside the checkout.
 SHELL := bash
-# As in the worker's image: idle OpenMP threads sleep instead of spinning on cores that others need.
-export OMP_WAIT_POLICY := passive
+# As in the image of the worker: idle OpenMP threads spin for a moment only, then sleep.
+export GOMP_SPINCOUNT := 100000
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 

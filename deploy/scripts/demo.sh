@@ -13,7 +13,7 @@ SYSTEM=imagegen-system
 NAMESPACE=imagegen-demo
 NAME=emoji
 export CARGO_TARGET_DIR=$CACHE/target
-export OMP_WAIT_POLICY=passive
+export GOMP_SPINCOUNT=100000
 
 # made NAME: remembers that the demo made something, before it does.
 made() { grep -qxF "$1" "$STATE/made" 2>/dev/null || printf '%s\n' "$1" >>"$STATE/made"; }

@@ -71,9 +71,9 @@ pub fn cuda_device_count() -> usize {
 
 /// Sets how many threads one operator of libtorch uses on the CPU, in the whole process.
 ///
-/// With more than one, the threads wait for each other by spinning, unless `OMP_WAIT_POLICY=passive` was in the environment
-/// when the process started. Where other work shares the processor, or a CPU limit counts the spinning, an image then takes
-/// many times as long.
+/// With more than one, idle threads spin until there is work again, for as long as `GOMP_SPINCOUNT` said when the process
+/// started. Where other work shares the processor, or a CPU limit counts the spinning, endless spinning makes an image take
+/// many times as long; the worker's image sets a short one.
 pub fn set_threads(threads: std::num::NonZeroUsize) {
     tch::set_num_threads(i32::try_from(threads.get()).unwrap_or(i32::MAX));
 }
