@@ -9,7 +9,11 @@ CACHE := $(or $(IMAGEGEN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/imagegen)
 S := deploy/scripts
 
 # LIBTORCH=2.11 builds against libtorch 2.11 instead of the pinned 2.5.1, from a tree of links with its own lock file.
-LIBTORCH ?= 2.5.1
+# A variable of that name in the environment usually is a folder, for tch: only a version counts.
+ifeq ($(origin LIBTORCH) $(filter 2.5.1 2.11,$(LIBTORCH)),command line )
+  $(error LIBTORCH: expected 2.5.1 or 2.11, found "$(LIBTORCH)")
+endif
+override LIBTORCH := $(or $(filter 2.5.1 2.11,$(LIBTORCH)),2.5.1)
 ifeq ($(LIBTORCH),2.5.1)
   TREE := .
   TARGET := $(CACHE)/target

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// The longest wait between two tries of one object.
 pub const MAX_DELAY: Duration = Duration::from_secs(300);
-/// The shortest wait, before jitter only takes away from [`FIRST_SECONDS`].
+/// The shortest wait, before jitter only takes away from the first step.
 pub const MIN_DELAY: Duration = Duration::from_secs(1);
 
 /// Jitter takes away up to a fifth, so the first delay lies between 1 s and this.

@@ -3,7 +3,8 @@
     python tests/reference/compare_cpu.py BENCH_CPU [--threads N] [--images N] [--rounds N]
 
 BENCH_CPU is the built example: cargo build --release -p imagegen-model --example bench_cpu. Each round runs one process of
-each and gives one ratio of medians; the last line for a size has the median ratio with its smallest and largest.
+each and gives one ratio of medians; the line for a size has the median ratio with its smallest and largest. ImageGen runs
+with the OpenMP setting of its container image; diffusers runs once as it is, and once with that setting too.
 """
 
 import argparse
@@ -18,9 +19,15 @@ HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "models" / "emoji-zimage"
 
 
-def run(command: list[str], size: str, arguments: argparse.Namespace) -> dict:
+# As in deploy/worker.Containerfile.
+SETTING = {"GOMP_SPINCOUNT": "100000"}
+
+
+def run(command: list[str], setting: dict, size: str, arguments: argparse.Namespace) -> dict:
     command = [*command, str(MODEL), size, "8", str(arguments.threads), str(arguments.images)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))} | setting
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment).stdout
     return json.loads(output.strip().splitlines()[-1])
 
 
@@ -32,21 +39,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=["128x128", "256x256"])
     arguments = parser.parse_args()
-    peers = {"imagegen": [arguments.bench_cpu], "diffusers": [sys.executable, str(HERE / "bench_cpu.py")]}
+    bench, diffusers = [arguments.bench_cpu], [sys.executable, str(HERE / "bench_cpu.py")]
+    contenders = {"imagegen": (bench, SETTING), "diffusers": (diffusers, {}), "diffusers, same OpenMP": (diffusers, SETTING)}
     for size in arguments.sizes:
-        ratios, every = [], {name: [] for name in peers}
+        every = {name: [] for name in contenders}
+        ratios = {name: [] for name in contenders if name != "imagegen"}
         for _ in range(arguments.rounds):
-            round_ = {name: run(command, size, arguments) for name, command in peers.items()}
-            for name, result in round_.items():
+            results = {name: run(*how, size, arguments) for name, how in contenders.items()}
+            for name, result in results.items():
                 every[name] += result["seconds"]
-            medians = {name: statistics.median(result["seconds"]) for name, result in round_.items()}
-            ratios.append(medians["imagegen"] / medians["diffusers"])
-        spread = {name: {"median": statistics.median(s), "min": min(s), "max": max(s)} for name, s in every.items()}
+            medians = {name: statistics.median(result["seconds"]) for name, result in results.items()}
+            for name, list_ in ratios.items():
+                list_.append(medians["imagegen"] / medians[name])
         print(json.dumps({
-            "size": size, "steps": 8, "threads": arguments.threads, "seconds": spread,
-            "ratio": {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)},
-            "versions": {"libtorch": round_["imagegen"]["libtorch"], "torch": round_["diffusers"]["torch"],
-                         "diffusers": round_["diffusers"]["diffusers"]}}))
+            "size": size, "steps": 8, "threads": arguments.threads,
+            "seconds": {name: spread(seconds) for name, seconds in every.items()},
+            "ratio to": {name: spread(list_) for name, list_ in ratios.items()},
+            "versions": {"libtorch": results["imagegen"]["libtorch"], "torch": results["diffusers"]["torch"],
+                         "diffusers": results["diffusers"]["diffusers"]}}), flush=True)
+
+
+def spread(values: list[float]) -> dict:
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
 
 
 if __name__ == "__main__":

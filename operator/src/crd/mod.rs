@@ -3,7 +3,10 @@
 //! The schema checks what a schema can see, so that `kubectl apply` fails at once with a sentence a user can act on; what
 //! needs the cluster or the operator's flags is checked by `reconcile::validate` and becomes a condition. Field
 //! documentation here is the text of `kubectl explain`.
-
+#![allow(
+    rustdoc::invalid_html_tags,
+    reason = "field descriptions are for `kubectl explain`, which shows them as they are"
+)]
 #![allow(unreachable_pub, reason = "KubeSchema derives a pub struct inside a function")]
 
 mod condition;

@@ -70,11 +70,11 @@ pub enum FaultStage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
-    /// [`EngineError::OutOfMemory`]
+    /// [`imagegen_core::engine::EngineError::OutOfMemory`]
     OutOfMemory,
-    /// [`EngineError::Failed`]
+    /// [`imagegen_core::engine::EngineError::Failed`]
     Failed,
-    /// [`EngineError::Fatal`]
+    /// [`imagegen_core::engine::EngineError::Fatal`]
     Fatal,
     /// A panic, as the operators of libtorch have them
     Panic,
