@@ -124,11 +124,11 @@ up() {
     local name
     tools=$! # not local: the trap runs after this function
     trap 'kill "$tools" 2>/dev/null || true' EXIT
-    step "worker" "8 min from nothing" make --no-print-directory worker
+    step "worker" "6 min from nothing" make --no-print-directory worker
     first_picture
-    step "operator and client" "6 min from nothing" make --no-print-directory programs
+    step "operator and client" "5 min from nothing" make --no-print-directory programs
     for name in imagegen kubectl-imagegen; do ln -sf "$CARGO_TARGET_DIR/release/imagegen" "$CACHE/bin/$name"; done
-    step "container images" "1 min from nothing" "$ROOT/deploy/scripts/build-images.sh"
+    step "container images" "25 s from nothing" "$ROOT/deploy/scripts/build-images.sh"
     note "Kubernetes from its Go modules (usually 8 min from nothing; log: $CACHE/log/tools.log)"
     wait "$tools" || { tail -n 40 "$CACHE/log/tools.log" >&2 && die "building Kubernetes failed"; }
     cluster_up
