@@ -9,5 +9,5 @@ pub mod v1 {
 /// Descriptors of every service in this crate, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// Name of the HTTP/2 header and of the scheme that carry a bearer token.
+/// Name of the HTTP/2 header that carries a bearer token.
 pub const AUTHORIZATION: &str = "authorization";
