@@ -9,6 +9,7 @@
 //! ([`lease`]) and the certificate authority of the workers' admin port ([`pki`]).
 
 pub mod api_calls;
+pub mod autoscale;
 pub mod backoff;
 pub mod caches;
 pub mod cli;

@@ -116,6 +116,7 @@ impl Admin {
             refused_total: metrics.refused_total(),
             drain_id: snapshot.drain_id.clone().unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").into(),
+            ..WorkerReport::default()
         }
     }
 }
