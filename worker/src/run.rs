@@ -141,6 +141,7 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
     };
 
     let drivers = TaskTracker::new();
+    let (exits, ordered_exits) = mpsc::channel(1);
     let service = Service {
         dispatcher: Arc::clone(&dispatcher),
         calls: Arc::new(Calls::default()),
@@ -172,8 +173,13 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
     };
     supervisor.spawn("public gRPC server", public.serve());
     if let Some((listener, tls)) = admin_listener {
-        let admin =
-            Admin { dispatcher: Arc::clone(&dispatcher), drain_timeout, timers: drivers.clone(), stop: stop.clone() };
+        let admin = Admin {
+            dispatcher: Arc::clone(&dispatcher),
+            drain_timeout,
+            timers: drivers.clone(),
+            exits,
+            stop: stop.clone(),
+        };
         let routes = Routes::new(AdminServiceServer::new(admin)).prepare();
         let handler = Handler { routes, tokens: None, metrics: metrics.clone() };
         let port =
@@ -212,7 +218,7 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
     // Whoever asked for the addresses may have stopped waiting.
     let _ = host.started.send(addresses);
 
-    let life = life::end_of_life(Arc::clone(&dispatcher), host.terminations, drain_timeout, stop);
+    let life = life::end_of_life(Arc::clone(&dispatcher), host.terminations, ordered_exits, drain_timeout, stop);
     // Ports flush first, so the tasks as a whole have a little longer.
     let (tasks, drained) = tokio::join!(supervisor.run(FLUSH + Duration::from_secs(3)), life);
     tasks.map_err(error::of_task)?;
