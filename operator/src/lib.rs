@@ -19,6 +19,7 @@ pub mod lease;
 pub mod metrics;
 pub mod pki;
 pub mod reconcile;
+pub mod recycle;
 pub mod run;
 
 /// The field manager of everything that the operator applies, and the controller name in its events.
