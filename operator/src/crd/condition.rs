@@ -59,6 +59,10 @@ pub enum Reason {
     PodsRefused,
     /// A rollout made no progress for spec.rollout.progressDeadline.
     ProgressDeadlineExceeded,
+    /// The same, and it was stopped where it was.
+    RolloutPaused,
+    /// The same, and the last revision that was ready serves again.
+    RolledBack,
 
     // The fleet moves, or stands.
     /// Workers start or load the model.

@@ -126,7 +126,7 @@ pub async fn apply(
     applier.check(deployment, &found_deployment);
     if !applier.failures.is_empty() {
         let deployment = found_deployment.ours();
-        return Ok(Applied { deployment, failures: applier.failures });
+        return Ok(Applied { deployment, failures: applier.failures, ..Applied::default() });
     }
 
     let existing = found_deployment.clone_ours();
@@ -137,7 +137,7 @@ pub async fn apply(
     applier.write(network_policy, found_policy).await?;
     applier.write(pod_disruption_budget, found_budget).await?;
     if !applier.failures.is_empty() {
-        return Ok(Applied { deployment: existing, failures: applier.failures });
+        return Ok(Applied { deployment: existing, failures: applier.failures, ..Applied::default() });
     }
     let deployment = applier.write(deployment, found_deployment).await?.or(existing);
     let failures = applier.failures;
@@ -149,7 +149,7 @@ pub async fn apply(
     if let Some(deployment) = &deployment {
         target.prune(&caches.deployments, &[deployment.name_any()]).await?;
     }
-    Ok(Applied { deployment, failures })
+    Ok(Applied { deployment, failures, ..Applied::default() })
 }
 
 /// The admin port's Secret: what is there while it is good, else with a new certificate.

@@ -8,6 +8,7 @@ pub mod context;
 pub mod drift;
 pub mod error;
 pub mod observe;
+pub mod rollout;
 pub mod status;
 pub mod types;
 pub mod validate;
@@ -125,9 +126,13 @@ async fn accepted(
     tracked: &mut Tracked,
 ) -> Result<Action, Error> {
     let Some(authority) = ctx.authority()? else { return Ok(Action::requeue(LAPSED)) };
-    let desired = build::build(validated);
+    let mut desired = build::build(validated);
+    let (deployment, on_failure) = (fleet.deployment.as_ref(), validated.rollout.on_failure);
+    let trouble = status::trouble(fleet);
+    let rollout = rollout::shape(&mut desired, deployment, on_failure, validated.autoscaling_mode, trouble);
     let target = apply::Target { client: &ctx.client, caches: &ctx.caches, imagegen: ig, namespace };
     let applied = Box::pin(apply::apply(target, &desired, &authority, &mut tracked.memory)).await?;
+    let applied = Applied { rollout, ..applied };
     let next = status::status(ig, validated, &applied, fleet, Timestamp::now());
     let due = write_status::write(ctx, ig, next, tracked).await?;
     if let Some(refused) = refusal(&applied) {

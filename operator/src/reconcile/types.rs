@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 
-use crate::crd::{AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, SecretKeyRef, ServiceType};
+use crate::crd::{AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType};
 
 /// What the operator's flags say about every ImageGen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,6 +172,8 @@ pub struct Rollout {
     pub max_unavailable: i32,
     /// Time without progress after which it failed.
     pub progress_deadline: Duration,
+    /// What is done then.
+    pub on_failure: RolloutFailure,
 }
 
 /// How clients reach the workers.
@@ -222,6 +224,8 @@ pub struct Applied {
     pub deployment: Option<Deployment>,
     /// Children that could not be applied.
     pub failures: Vec<ApplyFailure>,
+    /// What was decided about the rollout.
+    pub rollout: super::rollout::Rollout,
 }
 
 /// A child that could not be applied.

@@ -82,6 +82,7 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
             max_unavailable: i32::try_from(spec.rollout.max_unavailable).unwrap_or(i32::MAX),
             // A worker that is still allowed to load must not count as a failed rollout.
             progress_deadline: progress_deadline.max(startup_timeout),
+            on_failure: spec.rollout.on_failure,
         },
         disruption_max_unavailable: i32::try_from(spec.disruption.max_unavailable).unwrap_or(i32::MAX),
         service: service(spec),

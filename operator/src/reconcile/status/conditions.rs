@@ -61,18 +61,26 @@ impl Conditions {
         }
     }
 
-    /// All conditions of a spec that was applied. `failure` is what could not be applied, `trouble` why pods do not come
-    /// up, `left_out` what of the spec has no effect.
+    /// All conditions of a spec that was applied. `failure` is what could not be applied or rolled out, `trouble` why pods
+    /// do not come up, `gap` what a replacement means for clients, `left_out` what of the spec has no effect.
     pub(super) fn set_all(
         &mut self,
         counts: &Counts,
         failure: Option<Verdict>,
         trouble: Option<Verdict>,
+        gap: Option<&str>,
         model: &str,
         left_out: &[String],
     ) {
-        let progress = progress(counts);
-        let moving = !counts.complete() && !counts.deadline_exceeded;
+        let mut progress = progress(counts);
+        if let Some(gap) = gap.filter(|_| progress.reason == Reason::RollingOut) {
+            progress.message = format!("{}; {gap}", progress.message);
+        }
+        if let Some(stopped) = failure.clone().filter(|failure| STOPPED.contains(&failure.reason)) {
+            progress = stopped;
+        }
+        let paused = progress.reason == Reason::RolloutPaused;
+        let moving = !counts.complete() && !counts.deadline_exceeded && !paused;
         let wrong = failure.or(trouble).or_else(|| counts.deadline_exceeded.then(|| progress.clone()));
         let why_not = wrong.clone().unwrap_or_else(|| progress.clone());
 
@@ -119,6 +127,9 @@ impl Conditions {
         self.list
     }
 }
+
+/// Reasons of a rollout that was stopped.
+const STOPPED: [Reason; 2] = [Reason::RolloutPaused, Reason::RolledBack];
 
 /// How far the fleet is from what is wanted.
 fn progress(counts: &Counts) -> Verdict {

@@ -19,7 +19,7 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let mixed =
         weights == Some(TextEncoderWeights::BFloat16) && super::settings::precision(spec).value == Precision::Float32;
 
-    let table: [(bool, &str, String); 16] = [
+    let table: [(bool, &str, String); 15] = [
         (
             spec.model.source.hugging_face.is_some(),
             "model.source.huggingFace",
@@ -97,11 +97,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             spec.recycle.is_some(),
             "recycle",
             "recycling workers is not there yet: leave the field out; kubectl rollout restart of the Deployment replaces them".into(),
-        ),
-        (
-            spec.rollout.on_failure.is_some(),
-            "rollout.onFailure",
-            "acting on a failed rollout is not there yet: leave the field out; the rollout then stops with the workers that still answer, and says so".into(),
         ),
     ];
     let suspended = spec.suspend == Some(true);
