@@ -22,6 +22,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{crd::ImageGen, reconcile::build::names::NAME_LABEL};
@@ -49,6 +50,8 @@ pub struct Caches {
     pub network_policies: Store<NetworkPolicy>,
     /// Worker pods, without their specs.
     pub pods: Store<Pod>,
+    /// Marked at every change of a pod.
+    pub pods_changed: watch::Receiver<()>,
     /// One latch a cache. `Store::wait_until_ready` wakes only one of several waiters, and the controller is one.
     synced: Vec<CancellationToken>,
 }
@@ -88,11 +91,24 @@ pub fn watch(client: &Client, namespace: Option<&str>) -> (Caches, Controller<Gu
     let (disruption_budgets, controller) = watches.owned(controller);
     let (network_policies, controller) = watches.owned(controller);
     let (pods, events) = watches.cache::<Pod>(children(), without_spec);
+    let (changed, pods_changed) = watch::channel(());
+    let events = events.inspect_ok(move |_| {
+        changed.send_replace(());
+    });
     let controller = controller.watches_stream(events.touched_objects(), |pod| owner_by_label(&pod));
 
     let synced = watches.synced;
-    let caches =
-        Caches { imagegens, deployments, services, config_maps, disruption_budgets, network_policies, pods, synced };
+    let caches = Caches {
+        imagegens,
+        deployments,
+        services,
+        config_maps,
+        disruption_budgets,
+        network_policies,
+        pods,
+        pods_changed,
+        synced,
+    };
     (caches, controller)
 }
 

@@ -8,6 +8,7 @@ pub mod decide;
 pub mod fleet;
 pub mod history;
 pub mod load;
+pub mod reports;
 pub mod spec;
 
 #[cfg(test)]
