@@ -3,6 +3,7 @@
 mod conditions;
 mod difference;
 mod fleet;
+mod scaling;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -48,7 +49,7 @@ pub fn status(
         Verdict::new(reason, sentences.join("; "))
     });
     let left_out: Vec<String> = validated.warnings.iter().cloned().chain(build::left_out(validated)).collect();
-    conditions.set_all(&counts, failure, trouble, &validated.model_name, &left_out);
+    conditions.set_all(&counts, failure, trouble, &validated.model_name, &left_out, scaling::verdict(validated, fleet));
 
     let revision = deployment.and_then(fleet::revision).filter(|_| counts.complete() && counts.desired > 0);
     ImageGenStatus {

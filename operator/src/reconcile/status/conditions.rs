@@ -70,6 +70,7 @@ impl Conditions {
         trouble: Option<Verdict>,
         model: &str,
         left_out: &[String],
+        (active, scaling): (bool, Verdict),
     ) {
         let progress = progress(counts);
         let moving = !counts.complete() && !counts.deadline_exceeded;
@@ -80,11 +81,7 @@ impl Conditions {
         self.set(ConditionType::Progressing, moving, progress);
         let as_expected = || Verdict::new(Reason::AsExpected, "nothing needs attention");
         self.set(ConditionType::Degraded, wrong.is_some(), wrong.clone().unwrap_or_else(as_expected));
-        self.set(
-            ConditionType::ScalingActive,
-            false,
-            Verdict::new(Reason::AutoscalingDisabled, "spec.replicas decides about the number of workers"),
-        );
+        self.set(ConditionType::ScalingActive, active, scaling);
         let ready = counts.complete() && wrong.is_none();
         let mut verdict = match (ready, counts.desired) {
             (true, 0) => Verdict::new(Reason::ScaledToZero, "no worker is wanted, and none is there"),
