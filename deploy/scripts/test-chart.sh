@@ -67,11 +67,21 @@ for helm in "$CACHE/bin/helm" "$CACHE/bin/helm3"; do
     lacks namespaced "kind: CustomResourceDefinition"
 
     # Rights: everywhere with a ClusterRole, or in listed namespaces only. Nobody lists Secrets.
-    count defaults "kind: ClusterRole" 4
+    count defaults "kind: ClusterRole" 5
     count defaults "kind: Role" 1
     count namespaced "kind: ClusterRole" 0
     count namespaced "kind: ClusterRoleBinding" 0
     count namespaced "kind: Role" 3
+    render --values "$chart/ci/namespaced-values.yaml" --set metricsAPI.clusterRBAC=true >"$work/namespaced-hpa"
+    count namespaced-hpa "kind: ClusterRole" 1
+    has namespaced-hpa "value: imagegen-operator-metrics-api"
+    for values in defaults namespaced-hpa; do
+        has "$values" "- name: metrics-api"
+        has "$values" "namespace: kube-system"
+    done
+    lacks namespaced "- name: metrics-api"
+    lacks namespaced "- name: IMAGEGEN_METRICS_API_CLUSTER_ROLE"
+    has namespaced "- name: keda"
     has namespaced "namespace: team-a"
     has namespaced "value: \"team-a,team-b\""
     lacks defaults "- name: IMAGEGEN_WATCH_NAMESPACES"
@@ -103,6 +113,7 @@ for helm in "$CACHE/bin/helm" "$CACHE/bin/helm3"; do
     refused "/image/tag" --set-string 'image.tag=a b'
     refused "/log/format" --set log.format=xml
     refused "/watchNamespaces/0" --set 'watchNamespaces={Team_A}'
+    refused "/metricsAPI/clusterRBAC" --set-string metricsAPI.clusterRBAC=yes
     refused "/allowHostPath" --set-string allowHostPath=yes
     refused "/leaderElection/leaseDuration" --set leaderElection.leaseDuration=15
     refused "/concurrency" --set concurrency=0

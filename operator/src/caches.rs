@@ -7,6 +7,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Pod, PodSpec, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
@@ -48,6 +49,8 @@ pub struct Caches {
     pub disruption_budgets: Store<PodDisruptionBudget>,
     /// Children.
     pub network_policies: Store<NetworkPolicy>,
+    /// Children.
+    pub hpas: Store<HorizontalPodAutoscaler>,
     /// Worker pods, without their specs.
     pub pods: Store<Pod>,
     /// Marked at every change of a pod.
@@ -90,6 +93,7 @@ pub fn watch(client: &Client, namespace: Option<&str>) -> (Caches, Controller<Gu
     let (config_maps, controller) = watches.owned(controller);
     let (disruption_budgets, controller) = watches.owned(controller);
     let (network_policies, controller) = watches.owned(controller);
+    let (hpas, controller) = watches.owned(controller);
     let (pods, events) = watches.cache::<Pod>(children(), without_spec);
     let (changed, pods_changed) = watch::channel(());
     let events = events.inspect_ok(move |_| {
@@ -105,6 +109,7 @@ pub fn watch(client: &Client, namespace: Option<&str>) -> (Caches, Controller<Gu
         config_maps,
         disruption_budgets,
         network_policies,
+        hpas,
         pods,
         pods_changed,
         synced,

@@ -23,6 +23,7 @@ fn operator() -> OperatorSettings {
         operator_namespace: "imagegen-system".into(),
         allow_host_path: false,
         allow_privileged_pods: false,
+        metrics_api: true,
     }
 }
 
@@ -53,12 +54,16 @@ fn refusals(spec: &str, facts: &Facts, operator: &OperatorSettings) -> Vec<Refus
 }
 
 fn children(desired: &Desired) -> Value {
-    json!({
+    let mut children = json!({
         "configMap": desired.config_map, "deployment": desired.deployment, "service": desired.service,
         "headlessService": desired.headless_service, "podDisruptionBudget": desired.pod_disruption_budget,
         "networkPolicy": desired.network_policy, "adminTlsSecret": desired.admin_tls_secret,
         "adminTlsServerName": desired.admin_tls_server_name,
-    })
+    });
+    if let Some(hpa) = &desired.hpa {
+        children["hpa"] = json!(hpa);
+    }
+    children
 }
 
 #[test]
@@ -91,8 +96,6 @@ fn every_case_builds_the_children_of_its_snapshot() {
 #[case::mixed_weights(&with("worker: {device: Cpu, textEncoder: {weights: BFloat16}}"), "spec.worker.textEncoder.weights")]
 #[case::pool_overhead(&with("worker: {poolOverhead: {trimAbove: 0.3}}"), "spec.worker.poolOverhead")]
 #[case::the_operators_autoscaler(&with("autoscaling: {mode: Operator, maxReplicas: 3}"), "spec.autoscaling.mode")]
-#[case::an_hpa(&with("autoscaling: {mode: HorizontalPodAutoscaler, maxReplicas: 3}"), "spec.autoscaling.mode")]
-#[case::keda(&with("autoscaling: {mode: External}"), "spec.autoscaling.mode")]
 #[case::scale_to_zero(&with("autoscaling: {mode: Disabled, minReplicas: 0, scaleToZero: {maxHeld: 3}}"), "spec.autoscaling.scaleToZero")]
 #[case::recycling(&with("recycle: {schedule: 0 3 * * *}"), "spec.recycle")]
 #[case::roll_back(&with("rollout: {onFailure: RollBack}"), "spec.rollout.onFailure")]

@@ -2,6 +2,7 @@
 //!
 //! Only [`observe`], [`apply`] and the status patch at the end touch the API server.
 
+pub mod api_service;
 pub mod apply;
 pub mod build;
 pub mod context;
@@ -92,10 +93,11 @@ async fn one(ig: &ImageGen, ctx: &Context, tracked: &mut Tracked) -> Result<Acti
 
 async fn steps(ig: &ImageGen, ctx: &Context, tracked: &mut Tracked) -> Result<Action, Error> {
     let namespace = ig.namespace().unwrap_or_default();
-    let (facts, fleet) = futures::try_join!(
+    let (facts, mut fleet) = futures::try_join!(
         observe::facts(&ctx.client, ig, &namespace),
         observe::fleet(&ctx.client, &ctx.caches, ig, &namespace),
     )?;
+    fleet.metrics_api = ctx.metrics_api.borrow().clone();
     match validate::validate(ig, &facts, &ctx.settings) {
         Err(refusals) => refused(ig, ctx, &refusals, &fleet, tracked).await,
         Ok(validated) => accepted(ig, ctx, &namespace, &validated, &fleet, tracked).await,

@@ -3,6 +3,7 @@
 mod conditions;
 mod difference;
 mod fleet;
+mod scaling;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -13,7 +14,7 @@ use jiff::Timestamp;
 
 pub use self::difference::changed_enough;
 pub(super) use self::fleet::Counts;
-use self::conditions::{Conditions, Verdict};
+use self::conditions::{Conditions, Notes, Verdict};
 use super::{
     build::{self, names},
     rollout::{Rollout, Step},
@@ -51,7 +52,8 @@ pub fn status(
     let stopped = stopped(applied, &counts);
     let left_out: Vec<String> = validated.warnings.iter().cloned().chain(build::left_out(validated)).collect();
     let gap = (validated.replicas == 1 && validated.rollout.max_surge == 0).then_some(GAP);
-    conditions.set_all(&counts, failure.or(stopped), trouble, gap, &validated.model_name, &left_out);
+    let notes = Notes { model: &validated.model_name, gap, left_out: &left_out };
+    conditions.set_all(&counts, failure.or(stopped), trouble, notes, scaling::verdict(validated, fleet));
 
     let revision = deployment.and_then(fleet::revision).filter(|_| counts.complete() && counts.desired > 0);
     ImageGenStatus {

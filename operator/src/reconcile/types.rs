@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Event, Pod, ResourceRequirements, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
@@ -12,7 +13,11 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 
-use crate::crd::{AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType};
+use super::api_service::MetricsApiState;
+use crate::{
+    autoscale::spec::ScalingSpec,
+    crd::{AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType},
+};
 
 /// What the operator's flags say about every ImageGen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub struct OperatorSettings {
     pub allow_host_path: bool,
     /// `--allow-privileged-pods`.
     pub allow_privileged_pods: bool,
+    /// Whether the operator may put its metrics API into the cluster: `--metrics-api-cluster-role`.
+    pub metrics_api: bool,
 }
 
 /// What validation needs to know about the cluster.
@@ -54,6 +61,10 @@ pub enum ClaimFact {
 pub struct Fleet {
     /// The Deployment of the ImageGen, when it is there and ours.
     pub deployment: Option<Deployment>,
+    /// Its autoscaler, when it is there and ours.
+    pub hpa: Option<HorizontalPodAutoscaler>,
+    /// How it stands with the metrics API that the autoscaler reads.
+    pub metrics_api: MetricsApiState,
     /// Pods that match the ImageGen's selector.
     pub pods: Vec<Pod>,
     /// Warning events about these pods.
@@ -123,6 +134,8 @@ pub struct Validated {
     pub replicas: i32,
     /// Who owns that number.
     pub autoscaling_mode: AutoscalingMode,
+    /// How it is found.
+    pub scaling: ScalingSpec,
     /// How long a worker may take to load.
     pub startup_timeout: Duration,
     /// How long a worker may take to finish what it has.
@@ -211,6 +224,8 @@ pub struct Desired {
     pub pod_disruption_budget: PodDisruptionBudget,
     /// Who may reach which port.
     pub network_policy: NetworkPolicy,
+    /// The autoscaler, in its mode.
+    pub hpa: Option<HorizontalPodAutoscaler>,
     /// Name of the Secret with the admin port's certificate.
     pub admin_tls_secret: String,
     /// Name in that certificate.

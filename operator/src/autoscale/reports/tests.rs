@@ -34,7 +34,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn authority() -> Authority {
-    Authority::new(new_ca(Timestamp::now()).unwrap(), &[]).unwrap()
+    Authority::new(new_ca(None, Timestamp::now()).unwrap(), &[]).unwrap()
 }
 
 fn identity(authority: &Authority) -> Arc<Identity> {

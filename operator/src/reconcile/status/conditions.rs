@@ -26,6 +26,17 @@ pub(super) struct Conditions {
     now: Timestamp,
 }
 
+/// What the conditions of a healthy ImageGen say beside their reasons.
+#[derive(Clone, Copy)]
+pub(super) struct Notes<'a> {
+    /// The model, in short.
+    pub(super) model: &'a str,
+    /// What a replacement means for clients.
+    pub(super) gap: Option<&'a str>,
+    /// What of the spec has no effect.
+    pub(super) left_out: &'a [String],
+}
+
 impl Conditions {
     /// Begins with those that `cr` has.
     pub(super) fn new(cr: &ImageGen, now: Timestamp) -> Self {
@@ -62,16 +73,16 @@ impl Conditions {
     }
 
     /// All conditions of a spec that was applied. `failure` is what could not be applied or rolled out, `trouble` why pods
-    /// do not come up, `gap` what a replacement means for clients, `left_out` what of the spec has no effect.
+    /// do not come up.
     pub(super) fn set_all(
         &mut self,
         counts: &Counts,
         failure: Option<Verdict>,
         trouble: Option<Verdict>,
-        gap: Option<&str>,
-        model: &str,
-        left_out: &[String],
+        notes: Notes<'_>,
+        (active, scaling): (bool, Verdict),
     ) {
+        let Notes { model, gap, left_out } = notes;
         let mut progress = progress(counts);
         if let Some(gap) = gap.filter(|_| progress.reason == Reason::RollingOut) {
             progress.message = format!("{}; {gap}", progress.message);
@@ -88,11 +99,7 @@ impl Conditions {
         self.set(ConditionType::Progressing, moving, progress);
         let as_expected = || Verdict::new(Reason::AsExpected, "nothing needs attention");
         self.set(ConditionType::Degraded, wrong.is_some(), wrong.clone().unwrap_or_else(as_expected));
-        self.set(
-            ConditionType::ScalingActive,
-            false,
-            Verdict::new(Reason::AutoscalingDisabled, "spec.replicas decides about the number of workers"),
-        );
+        self.set(ConditionType::ScalingActive, active, scaling);
         let ready = counts.complete() && wrong.is_none();
         let mut verdict = match (ready, counts.desired) {
             (true, 0) => Verdict::new(Reason::ScaledToZero, "no worker is wanted, and none is there"),

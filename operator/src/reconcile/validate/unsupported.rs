@@ -11,7 +11,7 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let worker = &spec.worker;
     let autoscaling = spec.autoscaling.as_ref();
     let text_encoder = worker.text_encoder.as_ref();
-    let mode = autoscaling.map(|a| a.mode).filter(|mode| *mode != AutoscalingMode::Disabled);
+    let operator_mode = autoscaling.is_some_and(|a| a.mode == AutoscalingMode::Operator);
     let profile = worker.profile.as_deref().filter(|profile| *profile != "auto");
     let residency = text_encoder.and_then(|t| t.residency).filter(|residency| *residency == Residency::Offloaded);
     let weights = text_encoder.and_then(|t| t.weights);
@@ -81,12 +81,9 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "trimming the allocator's pool is not there yet: leave the field out".into(),
         ),
         (
-            mode.is_some(),
+            operator_mode,
             "autoscaling.mode",
-            format!(
-                "{} is not there yet: set mode: Disabled and use spec.replicas or kubectl scale",
-                mode.map_or_else(String::new, |mode| mode.to_string())
-            ),
+            "Operator is not there yet: set mode: HorizontalPodAutoscaler or External, or Disabled and use spec.replicas".into(),
         ),
         (
             autoscaling.is_some_and(|a| a.scale_to_zero.is_some()),
