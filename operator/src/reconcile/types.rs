@@ -12,7 +12,9 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 
-use crate::crd::{AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType};
+use crate::crd::{
+    AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType,
+};
 
 /// What the operator's flags say about every ImageGen.
 #[derive(Clone, Debug, PartialEq, Eq)]
