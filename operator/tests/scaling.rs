@@ -44,7 +44,7 @@ proptest! {
 
     #[test]
     fn no_request_is_lost_from_sight_and_sizes_stay_in_range(
-        seed in any::<u64>(), kind in 0..Kind::ALL.len(), index in 0..7usize, target in 0..8usize,
+        seed in any::<u64>(), kind in 0..Kind::ALL.len(), index in 0..8usize, target in 0..8usize,
     ) {
         let (card, scenario, kind) = (Card::h100(), short(index), Kind::ALL[kind]);
         holds(&run(&card, &scenario, kind, kind.targets()[target], seed), &scenario);

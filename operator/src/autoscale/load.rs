@@ -299,7 +299,7 @@ fn classify(worker: &Worker) -> Class {
     }
 }
 
-/// The larger of memory and backlog, each against its target: 0 when nothing runs, waits or was refused, and at most the target while
+/// The largest of memory, backlog and time at work, each against its target: 0 when nothing runs, waits or was refused, and at most the target while
 /// nothing waits or was refused, so that a full worker alone is no reason for a second one.
 fn pressure(report: &WorkerReport, memory_pressure: f64, backlog_seconds: f64, targets: &Targets) -> f64 {
     let refused = sane(report.backlog_seconds) > sane(report.wait_seconds) || !report.refused.is_empty();
@@ -308,8 +308,11 @@ fn pressure(report: &WorkerReport, memory_pressure: f64, backlog_seconds: f64, t
         return 0.0;
     }
     let by_wait = targets.memory_pressure * backlog_seconds / targets.queue_wait.as_secs_f64().max(1e-3);
+    // A worker that is at work all the time counts as one worker: without this, a fleet without a queue would look as if
+    // hardly anything were needed, be taken away, grow a queue, and come back.
+    let by_work = targets.memory_pressure * sane(report.busy_ratio).min(1.0);
     let most = if waits { MAX_PRESSURE } else { targets.memory_pressure };
-    memory_pressure.max(by_wait).min(most)
+    memory_pressure.max(by_wait).max(by_work).min(most)
 }
 
 /// Seconds of refused work that no other worker has counted yet. What does not fit into the list of a report has no

@@ -6,10 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    core::v1::PodTemplateSpec,
-};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::PodTemplateSpec};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -175,7 +172,8 @@ pub fn shape(
 
     let annotations = desired.deployment.metadata.annotations.get_or_insert_default();
     annotations.insert(TEMPLATE_ANNOTATION.to_owned(), template);
-    let records = [(READY_ANNOTATION, ready.map(|ready| text(&ready))), (FAILED_ANNOTATION, failure.as_ref().map(text))];
+    let records =
+        [(READY_ANNOTATION, ready.map(|ready| text(&ready))), (FAILED_ANNOTATION, failure.as_ref().map(text))];
     annotations.extend(records.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))));
     Rollout { step, failure, held_back: wanted - allowed }
 }

@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use self::conditions::{Conditions, Notes, Verdict};
 pub use self::difference::changed_enough;
 pub(super) use self::fleet::Counts;
-use self::conditions::{Conditions, Notes, Verdict};
 use super::{
     build::{self, names},
     rollout::{Rollout, Step},
@@ -98,7 +98,9 @@ fn stopped(applied: &Applied, counts: &Counts) -> Option<Verdict> {
         )),
         Step::RollBack => Some(Verdict::new(
             Reason::RolledBack,
-            format!("{failed}, so the last revision that was ready is in force again ({counts}). Then: {why}. Change the spec to try again"),
+            format!(
+                "{failed}, so the last revision that was ready is in force again ({counts}). Then: {why}. Change the spec to try again"
+            ),
         )),
     }
 }

@@ -16,7 +16,9 @@ use k8s_openapi::{
 use super::api_service::MetricsApiState;
 use crate::{
     autoscale::spec::ScalingSpec,
-    crd::{AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType},
+    crd::{
+        AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType,
+    },
 };
 
 /// What the operator's flags say about every ImageGen.

@@ -47,11 +47,13 @@ pub(crate) enum Load {
 }
 
 /// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Trouble {
     Nothing,
-    /// Another process takes half of the card on every second GPU, in the middle third.
-    Neighbour,
+    /// Another process takes this share of the card on every second GPU, in the middle third.
+    Neighbour {
+        share: f64,
+    },
     /// Every so often the busiest worker dies.
     Crashes {
         every_seconds: f64,
@@ -133,7 +135,18 @@ pub(crate) fn all() -> Vec<Scenario> {
         },
         Scenario { name: "bursts x10", load: bursts, start: 1, ..usual.clone() },
         Scenario { name: "mixed sizes", mix: MIXED, ..usual.clone() },
-        Scenario { name: "neighbour takes half", mix: MIXED, trouble: Trouble::Neighbour, ..usual.clone() },
+        Scenario {
+            name: "neighbour takes half of the card",
+            mix: MIXED,
+            trouble: Trouble::Neighbour { share: 0.5 },
+            ..usual.clone()
+        },
+        Scenario {
+            name: "neighbour takes three quarters",
+            mix: MIXED,
+            trouble: Trouble::Neighbour { share: 0.75 },
+            ..usual.clone()
+        },
         Scenario { name: "worker crashes", trouble: Trouble::Crashes { every_seconds: 600.0 }, ..usual.clone() },
         Scenario { name: "slow model load", load: bursts, start: 1, load_time_factor: 5.0, ..usual },
     ]

@@ -66,6 +66,7 @@ fn report(worker: &Worker, card: &Card, now: f64) -> WorkerReport {
         queued: u32::try_from(worker.queue.len()).unwrap_or(u32::MAX),
         memory: Some(memory),
         memory_pressure: worker.memory_pressure(),
+        busy_ratio: worker.busy_ratio(),
         wait_seconds,
         backlog_seconds: wait_seconds + refused_seconds,
         has_capacity: worker.has_capacity(card),

@@ -68,8 +68,10 @@ pub(crate) struct Worker {
     /// Of the running second: bytes of the running batch times seconds.
     byte_seconds: f64,
     counted_to: f64,
-    /// Memory pressure of each of the last seconds.
+    /// Memory pressure of each of the last seconds, and the share of it in which something ran.
     pressures: VecDeque<f64>,
+    busy: VecDeque<f64>,
+    busy_before: f64,
     /// Work of the queue.
     queued_seconds: f64,
 }
@@ -94,6 +96,8 @@ impl Worker {
             byte_seconds: 0.0,
             counted_to: now,
             pressures: VecDeque::new(),
+            busy: VecDeque::new(),
+            busy_before: 0.0,
             queued_seconds: 0.0,
         }
     }
@@ -184,8 +188,11 @@ impl Worker {
         let pressure = if blocked { 1.0 } else { (self.byte_seconds / headroom.max(1.0)).min(1.0) };
         self.byte_seconds = 0.0;
         self.pressures.push_back(pressure);
+        self.busy.push_back(self.busy_seconds - self.busy_before);
+        self.busy_before = self.busy_seconds;
         if self.pressures.len() > MEAN_SECONDS {
             self.pressures.pop_front();
+            self.busy.pop_front();
         }
         while self.refused.front().is_some_and(|(at, ..)| now - at > REFUSED_SECONDS) {
             self.refused.pop_front();
@@ -196,6 +203,12 @@ impl Worker {
     pub(crate) fn memory_pressure(&self) -> f64 {
         let count = self.pressures.len().max(1) as f64;
         self.pressures.iter().sum::<f64>() / count
+    }
+
+    /// Share of the last seconds in which something ran.
+    pub(crate) fn busy_ratio(&self) -> f64 {
+        let count = self.busy.len().max(1) as f64;
+        (self.busy.iter().sum::<f64>() / count).min(1.0)
     }
 
     /// Seconds with something on the device.

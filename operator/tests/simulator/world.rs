@@ -78,7 +78,8 @@ struct World<'a> {
     workers: Vec<Worker>,
     next_id: u64,
     free_gpus: BTreeSet<u32>,
-    neighbour_is_there: bool,
+    /// What a neighbour holds of every second GPU.
+    neighbour_bytes: u64,
     /// Workers that take requests; rebuilt when something about that changed.
     takers: Option<Vec<u64>>,
     requests: Vec<Request>,
@@ -102,7 +103,7 @@ impl<'a> World<'a> {
             workers: Vec::new(),
             next_id: 0,
             free_gpus: (0..scenario.gpus).collect(),
-            neighbour_is_there: false,
+            neighbour_bytes: 0,
             takers: None,
             requests: Vec::new(),
             autoscaler,
@@ -121,7 +122,7 @@ impl<'a> World<'a> {
         world.schedule(TICK_SECONDS, Event::Tick);
         match scenario.trouble {
             Trouble::Nothing => {}
-            Trouble::Neighbour => {
+            Trouble::Neighbour { .. } => {
                 world.schedule(scenario.seconds / 3.0, Event::NeighbourComes);
                 world.schedule(scenario.seconds * 2.0 / 3.0, Event::NeighbourLeaves);
             }
@@ -157,8 +158,11 @@ impl<'a> World<'a> {
             Event::Finish { worker, epoch, request } => self.finish_request(worker, epoch, request),
             Event::Started { worker, epoch } => self.started(worker, epoch),
             Event::DrainEnds { worker } => self.drain_ends(worker),
-            Event::NeighbourComes => self.neighbour(true),
-            Event::NeighbourLeaves => self.neighbour(false),
+            Event::NeighbourComes => match self.scenario.trouble {
+                Trouble::Neighbour { share } => self.neighbour(share),
+                _ => {}
+            },
+            Event::NeighbourLeaves => self.neighbour(0.0),
             Event::Crash => self.crash(),
             Event::Tick => self.tick(),
         }
@@ -279,7 +283,7 @@ impl<'a> World<'a> {
             let Some(gpu) = self.free_gpus.pop_first() else { break };
             worker.gpu = Some(gpu);
             worker.created = self.now;
-            worker.foreign_bytes = foreign_bytes(self.card, gpu, self.neighbour_is_there);
+            worker.foreign_bytes = foreign_bytes(gpu, self.neighbour_bytes);
             worker.enter(Phase::Pending, self.now);
             starting.push((worker.id, worker.epoch));
         }
@@ -356,13 +360,14 @@ impl<'a> World<'a> {
 
     // --- Trouble
 
-    fn neighbour(&mut self, comes: bool) {
-        self.neighbour_is_there = comes;
+    fn neighbour(&mut self, share: f64) {
+        let bytes = (self.card.usable_total_bytes as f64 * share) as u64;
+        self.neighbour_bytes = bytes;
         self.takers = None;
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];
             let Some(gpu) = worker.gpu else { continue };
-            worker.foreign_bytes = foreign_bytes(self.card, gpu, comes);
+            worker.foreign_bytes = foreign_bytes(gpu, bytes);
             let needed = self.card.own_overhead_bytes + self.card.weights_bytes + worker.foreign_bytes;
             let bytes = worker.running.map_or(0, |running| running.job.bytes);
             if needed + bytes > self.card.usable_total_bytes
@@ -492,6 +497,6 @@ impl<'a> World<'a> {
 }
 
 /// What the neighbour holds of this GPU.
-fn foreign_bytes(card: &Card, gpu: u32, is_there: bool) -> u64 {
-    if is_there && gpu % 2 == 0 { card.usable_total_bytes / 2 } else { 0 }
+fn foreign_bytes(gpu: u32, neighbour_bytes: u64) -> u64 {
+    if gpu.is_multiple_of(2) { neighbour_bytes } else { 0 }
 }

@@ -29,6 +29,10 @@ fn without_capacity(mut report: WorkerReport) -> WorkerReport {
 #[case::refused_work_counts_though_nothing_runs(refusing(idle(), &[(1, 20.0)]), 0.75)]
 #[case::no_room_and_no_work(without_capacity(WorkerReport { memory_pressure: 1.0, ..idle() }), 0.0)]
 #[case::no_room_and_refused_work(without_capacity(refusing(WorkerReport { memory_pressure: 1.0, ..idle() }, &[(1, 20.0)])), 0.75)]
+#[case::at_work_all_the_time_and_nothing_waits(WorkerReport { busy_ratio: 1.0, ..busy(0.1, 0.0) }, 0.75)]
+#[case::at_work_half_of_the_time(WorkerReport { busy_ratio: 0.5, ..busy(0.1, 0.0) }, 0.375)]
+#[case::at_work_until_just_now(WorkerReport { busy_ratio: 0.5, ..idle() }, 0.0)]
+#[case::at_work_and_a_backlog_beyond_it(WorkerReport { busy_ratio: 1.0, ..busy(0.1, 40.0) }, 1.5)]
 #[case::not_a_number(WorkerReport { memory_pressure: f64::NAN, ..busy(0.0, 20.0) }, 0.75)]
 #[case::without_end(WorkerReport { wait_seconds: f64::INFINITY, backlog_seconds: f64::INFINITY, ..busy(0.25, 1.0) }, 0.25)]
 fn the_pressure_of_a_worker(#[case] report: WorkerReport, #[case] pressure: f64) {

@@ -30,7 +30,8 @@ fn counts(wanted: i32, [replicas, updated, available]: [i32; 3], failing: bool) 
 
 fn seen(template: &str, ready: Option<&str>, failed: Option<&str>, status: [i32; 3], failing: bool) -> Seen {
     let deployment: Deployment = serde_json::from_value(counts(3, status, failing)).unwrap();
-    let revision = |hash: &str| Revision { hash: hash.into(), template: PodTemplateSpec::default(), config: BTreeMap::new() };
+    let revision =
+        |hash: &str| Revision { hash: hash.into(), template: PodTemplateSpec::default(), config: BTreeMap::new() };
     Seen {
         template: Some(template.into()),
         ready: ready.map(revision),
