@@ -100,6 +100,7 @@ fn desired(image: &str, steps: u32) -> Desired {
         operator_namespace: "system".into(),
         allow_host_path: false,
         allow_privileged_pods: false,
+        metrics_api: false,
     };
     build(&validate(&object, &Facts::default(), &operator).unwrap())
 }
