@@ -3,7 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 
 chart=$ROOT/charts/imagegen
-for tool in helm helm3 kubectl; do
+for tool in helm helm3 kubectl promtool; do
     command -v "$tool" >/dev/null || die "$tool is missing: run make test-tools first"
 done
 work=$(mktemp -d)
@@ -98,6 +98,15 @@ for helm in "$CACHE/bin/helm" "$CACHE/bin/helm3"; do
     count defaults "kind: PodDisruptionBudget" 0
     count everything "kind: PodDisruptionBudget" 1
     count everything "kind: ServiceMonitor" 1
+    for kind in PodMonitor PrometheusRule; do
+        count defaults "kind: $kind" 0
+        count everything "kind: $kind" 1
+    done
+    lacks defaults "grafana_dashboard: \"1\""
+    has everything "grafana_dashboard: \"1\""
+    check "helm $version: the chart's rules are deploy/prometheusrule.yaml" \
+        diff <(render --set prometheusRule.enabled=true --show-only templates/prometheusrule.yaml | sed -n '/^spec:/,$p') \
+        <(sed -n '/^spec:/,$p' "$ROOT/deploy/prometheusrule.yaml")
     has everything "image: registry.example:5000/team/imagegen-operator@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
     has everything "value: registry.example:5000/team/imagegen-worker:0.1.0-cpu"
     has everything "name: pictures-operator"
@@ -139,6 +148,8 @@ check "every value has a comment" awk '
     { commented = 0 }
     END { exit bad }' "$chart/values.yaml"
 
+check "alerts: promtool check rules" promtool check rules --lint-fatal "$ROOT/deploy/alerts.yaml"
+check "alerts: promtool test rules" promtool test rules "$ROOT/deploy/alerts_test.yaml"
 check "generated files" "$ROOT/deploy/scripts/generate.sh" --check
 check "kubectl kustomize deploy" kubectl kustomize "$ROOT/deploy"
 

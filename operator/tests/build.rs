@@ -85,7 +85,6 @@ fn every_case_builds_the_children_of_its_snapshot() {
     "spec.model.source.huggingFace"
 )]
 #[case::float8("model: {source: {hostPath: {path: /m}}, precision: Float8}", "spec.model.precision")]
-#[case::a_profile(&with("worker: {profile: l4}"), "spec.worker.profile")]
 #[case::a_dra_claim(&with("worker: {gpu: {claim: {resourceClaimTemplateName: g}}}"), "spec.worker.gpu.claim")]
 #[case::an_allocator(&with("worker: {allocator: {strategy: ExpandableSegments}}"), "spec.worker.allocator")]
 #[case::a_memory_limit(&with("worker: {memoryLimitRatio: 0.9}"), "spec.worker.memoryLimitRatio")]
@@ -150,12 +149,12 @@ fn more_rights_than_a_restricted_pod_has_need_a_flag(#[case] spec: &str, #[case]
 #[test]
 fn a_refusal_tells_everything_that_is_wrong_at_once() {
     let spec = with(
-        "suspend: true\nworker: {profile: l4, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
+        "suspend: true\nworker: {vaeTiling: Always, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
     );
     let fields: Vec<_> =
         refusals(&spec, &Facts::default(), &operator()).into_iter().map(|refusal| refusal.field).collect();
     let podded = "spec.worker.podTemplate.securityContext.runAsUser";
-    assert_eq!(fields, ["spec.worker.profile", "spec.suspend", podded, "spec.drainTimeout"]);
+    assert_eq!(fields, ["spec.worker.vaeTiling", "spec.suspend", podded, "spec.drainTimeout"]);
 }
 
 #[rstest]

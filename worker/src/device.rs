@@ -31,6 +31,17 @@ impl FromStr for Device {
     }
 }
 
+impl Device {
+    /// bfloat16 on GPUs, float32 on processors, which are slower in bfloat16.
+    #[must_use]
+    pub const fn suited_precision(self) -> Precision {
+        match self {
+            Self::Cpu => Precision::Float32,
+            Self::Cuda(_) => Precision::BFloat16,
+        }
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

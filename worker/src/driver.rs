@@ -90,13 +90,15 @@ impl Driver {
                 Some(EngineEvent::Ended(result)) => {
                     let StageSeconds { text_encoder, transformer, vae } =
                         result.map_err(|error| self.refusal(error))?;
+                    let total_seconds = start.elapsed().as_secs_f64();
+                    self.dispatcher.metrics.generated(total_seconds - queue_seconds.unwrap_or_default());
                     let timings = Timings {
                         queue_seconds: queue_seconds.unwrap_or_default(),
                         text_encoder_seconds: text_encoder,
                         transformer_seconds: transformer,
                         vae_seconds: vae,
                         encode_seconds,
-                        total_seconds: start.elapsed().as_secs_f64(),
+                        total_seconds,
                     };
                     return Ok(Event::Finished(Finished { timings: Some(timings), peak_bytes: 0 }));
                 }

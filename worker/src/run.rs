@@ -28,6 +28,7 @@ use crate::{
     connections::{Age, FLUSH, Handler, Port},
     dispatcher::Dispatcher,
     engine_thread::{self, EngineEnd},
+    gpu::{ProbeOptions, sampler},
     health, metrics,
     reload::{Parse, Reloading},
     scripted::{Script, ScriptedEngine},
@@ -35,6 +36,7 @@ use crate::{
     settings, tls,
 };
 
+mod device;
 mod error;
 mod life;
 
@@ -73,12 +75,15 @@ pub struct Host {
 ///
 /// # Errors
 /// See [`ServeError`].
-pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<(), ServeError> {
+pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Result<(), ServeError> {
     // Without `..`: a flag that nothing reads does not compile.
     let ServeArgs {
         model,
         precision,
         device,
+        profile,
+        gpu_uuid,
+        nvml_library,
         threads,
         listen,
         admin_listen,
@@ -112,9 +117,22 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
                 .into(),
         ));
     }
+    let options = ProbeOptions { device, library: nvml_library, gpu_uuid };
+    let device::Bound { sampler, profile } = device::bind(&options, &profile, model.as_deref()).await?;
+    settings.fill_in(profile.as_ref());
+    let precision = precision.or_else(|| profile.as_ref()?.precision());
+    let suited_buckets = profile.map(|profile| profile.buckets);
     let limits = Limits { max_pixels, max_steps, max_images_per_request };
-    let rules = RuleSettings { limits, default_size, default_steps, default_guidance_scale, buckets, size_policy };
-    let (registry, metrics) = metrics::registry();
+    let rules = RuleSettings {
+        limits,
+        default_size,
+        default_steps,
+        default_guidance_scale,
+        buckets,
+        suited_buckets,
+        size_policy,
+    };
+    let (registry, metrics) = metrics::registry(&sampler);
     let dispatcher = Arc::new(Dispatcher::new(rules, queue_capacity, queue_max_wait, metrics.clone()));
     let mut supervisor = Supervisor::new();
     let stop = supervisor.stop_token();
@@ -186,6 +204,7 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
             Port { name: "admin", listener, tls: Some(tls), handler, age: None, drains: None, stop: stop.clone() };
         supervisor.spawn("admin gRPC server", port.serve());
     }
+    supervisor.spawn("device readings", sampler.run(sampler::EVERY, stop.clone()));
     supervisor.spawn("health", health::follow(Arc::clone(&dispatcher), reporter, stop.clone()));
     let (live, ready) = (Arc::clone(&dispatcher), dispatcher.subscribe());
     let page = Page {

@@ -35,7 +35,7 @@ pub(crate) struct Options {
 /// The options that the command line means.
 pub(crate) fn options(model: &Path, precision: Option<Precision>, device: Device, threads: usize) -> Options {
     let mut load = LoadOptions::new(model);
-    load.precision = match precision.unwrap_or(suited_to(device)) {
+    load.precision = match precision.unwrap_or(device.suited_precision()) {
         Precision::Float32 => imagegen_model::Precision::Float32,
         Precision::BFloat16 => imagegen_model::Precision::BFloat16,
     };
@@ -45,14 +45,6 @@ pub(crate) fn options(model: &Path, precision: Option<Precision>, device: Device
     };
     load.threads = NonZeroUsize::new(threads);
     Options { load, device }
-}
-
-/// bfloat16 on GPUs, float32 on processors, which are slower in bfloat16.
-const fn suited_to(device: Device) -> Precision {
-    match device {
-        Device::Cpu => Precision::Float32,
-        Device::Cuda(_) => Precision::BFloat16,
-    }
 }
 
 /// Loads the model; blocks for seconds to minutes.

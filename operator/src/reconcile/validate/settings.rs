@@ -52,6 +52,8 @@ pub(super) fn resolve(spec: &ImageGenSpec) -> Vec<WorkerSetting> {
             "IMAGEGEN_DEFAULT_GUIDANCE_SCALE",
             defaults.guidance_scale.map(|scale| scale.to_string()),
         ),
+        // auto is what the worker does by itself.
+        ("profile", "IMAGEGEN_PROFILE", worker.profile.clone().filter(|profile| profile != "auto")),
         ("buckets", "IMAGEGEN_BUCKETS", worker.buckets.as_deref().map(buckets)),
         ("maxPixels", "IMAGEGEN_MAX_PIXELS", worker.max_pixels.map(|n| n.to_string())),
         ("maxSteps", "IMAGEGEN_MAX_STEPS", worker.max_steps.map(|n| n.to_string())),

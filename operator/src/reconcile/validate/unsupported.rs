@@ -12,7 +12,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let autoscaling = spec.autoscaling.as_ref();
     let text_encoder = worker.text_encoder.as_ref();
     let operator_mode = autoscaling.is_some_and(|a| a.mode == AutoscalingMode::Operator);
-    let profile = worker.profile.as_deref().filter(|profile| *profile != "auto");
     let residency = text_encoder.and_then(|t| t.residency).filter(|residency| *residency == Residency::Offloaded);
     let weights = text_encoder.and_then(|t| t.weights);
     let small_weights = weights.filter(|weights| *weights != TextEncoderWeights::BFloat16);
@@ -29,11 +28,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             spec.model.precision == Some(Precision::Float8),
             "model.precision",
             "Float8 is not there yet: use BFloat16 or Float32".into(),
-        ),
-        (
-            profile.is_some(),
-            "worker.profile",
-            format!("GPU profiles are not there yet (found {:?}): leave the field out or set auto", profile.unwrap_or_default()),
         ),
         (
             worker.gpu.as_ref().is_some_and(|gpu| gpu.claim.is_some()),
