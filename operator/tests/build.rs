@@ -89,7 +89,6 @@ fn every_case_builds_the_children_of_its_snapshot() {
 #[case::an_allocator(&with("worker: {allocator: {strategy: ExpandableSegments}}"), "spec.worker.allocator")]
 #[case::a_memory_limit(&with("worker: {memoryLimitRatio: 0.9}"), "spec.worker.memoryLimitRatio")]
 #[case::a_holdup(&with("worker: {queue: {maxHoldup: 5s}}"), "spec.worker.queue.maxHoldup")]
-#[case::tiling(&with("worker: {vaeTiling: Always}"), "spec.worker.vaeTiling")]
 #[case::offloading(&with("worker: {textEncoder: {residency: Offloaded}}"), "spec.worker.textEncoder.residency")]
 #[case::small_weights(&with("worker: {textEncoder: {weights: Int4}}"), "spec.worker.textEncoder.weights")]
 #[case::mixed_weights(&with("worker: {device: Cpu, textEncoder: {weights: BFloat16}}"), "spec.worker.textEncoder.weights")]

@@ -11,7 +11,7 @@ use imagegen_core::{
 };
 use imagegen_telemetry::logging::LogArgs;
 
-pub use crate::device::{Device, Precision};
+pub use crate::device::{Device, Precision, VaeTiling};
 
 /// Makes pictures from text with Z-Image models: as a gRPC server (serve), or one request without a server (generate).
 ///
@@ -145,6 +145,9 @@ pub struct ServeArgs {
     /// Numbers the weights are kept in [default: bfloat16 on a GPU, float32 on a CPU]
     #[arg(long, env = "IMAGEGEN_PRECISION", value_enum, help_heading = "Model")]
     pub precision: Option<Precision>,
+    /// Which pictures the VAE decodes in tiles, of the size in its config.json. Tiles bound the memory and change the picture a little
+    #[arg(long, env = "IMAGEGEN_VAE_TILING", value_enum, default_value_t, help_heading = "Model")]
+    pub vae_tiling: VaeTiling,
     /// Where the model runs: cpu, cuda (the first GPU), or cuda:N
     #[arg(long, env = "IMAGEGEN_DEVICE", default_value = "cpu", help_heading = "Model")]
     pub device: Device,
@@ -291,12 +294,16 @@ pub struct GenerateArgs {
     /// Images to make
     #[arg(long, env = "IMAGEGEN_COUNT", default_value_t = 1, value_name = "N")]
     pub count: u32,
-    /// How noise becomes a picture: flow-match-euler
+    /// How noise becomes a picture: flow-match-euler (the model's own), unipc, deis, dpm-solver++, or heun (advised against: twice the
+    /// work of a step)
     #[arg(long, env = "IMAGEGEN_SCHEDULER", default_value_t = SchedulerKind::FlowMatchEuler, value_name = "NAME")]
     pub scheduler: SchedulerKind,
     /// Numbers the weights are kept in [default: bfloat16 on a GPU, float32 on a CPU]
     #[arg(long, env = "IMAGEGEN_PRECISION", value_enum)]
     pub precision: Option<Precision>,
+    /// Which pictures the VAE decodes in tiles, of the size in its config.json. Tiles bound the memory and change the picture a little
+    #[arg(long, env = "IMAGEGEN_VAE_TILING", value_enum, default_value_t)]
+    pub vae_tiling: VaeTiling,
     /// Where the model runs: cpu, cuda (the first GPU), or cuda:N
     #[arg(long, env = "IMAGEGEN_DEVICE", default_value = "cpu")]
     pub device: Device,

@@ -1,4 +1,4 @@
-//! Names of devices and precisions, as they are written on the command line.
+//! Names of devices, precisions and ways to decode, as they are written on the command line.
 
 use std::{fmt, str::FromStr};
 
@@ -49,6 +49,33 @@ impl fmt::Display for Device {
             Self::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }
+}
+
+/// Which pictures the VAE decodes in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum VaeTiling {
+    /// Those of at least 2048 x 2048 pixels
+    #[default]
+    Auto,
+    /// All that are larger than a tile
+    Always,
+    /// None
+    Never,
+}
+
+/// How the model is loaded and run.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineSettings {
+    /// Absent: what suits the device.
+    pub precision: Option<Precision>,
+    /// Which pictures are decoded in tiles.
+    pub vae_tiling: VaeTiling,
+    /// Where the model runs.
+    pub device: Device,
+    /// CPU threads of libtorch. Absent: the CPU limit.
+    pub threads: Option<usize>,
 }
 
 /// Numbers that the weights are kept in.

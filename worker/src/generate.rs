@@ -17,6 +17,7 @@ use imagegen_core::{
 
 use crate::{
     cli::{EngineChoice, GenerateArgs},
+    device::EngineSettings,
     encode::encode,
     engine_thread::LoadProgress,
     output::{self, Output, OutputError},
@@ -81,6 +82,7 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
         count,
         scheduler,
         precision,
+        vae_tiling,
         device,
         threads,
         engine,
@@ -106,6 +108,7 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
     negative.map_err(|error| GenerateError::Usage(format!("--negative-prompt {error}")))?;
     let engine = engine.unwrap_or(EngineChoice::Torch);
     check_engine(&engine, development).map_err(GenerateError::Usage)?;
+    let settings = EngineSettings { precision, vae_tiling, device, threads };
     let mut console = Console::new();
     match engine {
         EngineChoice::Scripted(file) => {
@@ -117,15 +120,14 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
         #[cfg(feature = "torch")]
         EngineChoice::Torch => {
             let model = model.ok_or_else(|| GenerateError::Usage(crate::run::NO_MODEL.into()))?;
-            let threads = threads.unwrap_or_else(crate::settings::default_threads);
-            let options = crate::torch::options(&model, precision, device, threads);
+            let options = crate::torch::options(&model, settings);
             let loaded = crate::torch::load(&options, &mut |progress| console.loading(progress));
             let mut engine = loaded.map_err(|error| GenerateError::Load(error.to_string()))?;
             make(&mut engine, raw, &output, &mut console)
         }
         #[cfg(not(feature = "torch"))]
         EngineChoice::Torch => {
-            let unused = (model, precision, device, threads);
+            let unused = (model, settings);
             Err(GenerateError::Usage(format!("this binary was built without libtorch and cannot use {unused:?}")))
         }
     }

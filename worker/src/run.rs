@@ -26,6 +26,7 @@ use crate::{
     calls::Calls,
     cli::{EngineChoice, ServeArgs},
     connections::{Age, FLUSH, Handler, Port},
+    device::EngineSettings,
     dispatcher::Dispatcher,
     engine_thread::{self, EngineEnd},
     gpu::{ProbeOptions, sampler},
@@ -80,6 +81,7 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
     let ServeArgs {
         model,
         precision,
+        vae_tiling,
         device,
         profile,
         gpu_uuid,
@@ -220,8 +222,8 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
             engine_thread::spawn(move |progress| ScriptedEngine::load(script, progress), Arc::clone(&dispatcher))
         }
         EngineChoice::Torch => {
-            let threads = threads.unwrap_or_else(settings::default_threads);
-            torch_engine(model.as_deref(), precision, device, threads, &dispatcher)?
+            let settings = EngineSettings { precision, vae_tiling, device, threads };
+            torch_engine(model.as_deref(), settings, &dispatcher)?
         }
     };
     let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
@@ -266,22 +268,18 @@ type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
 #[cfg(feature = "torch")]
 fn torch_engine(
     model: Option<&Path>,
-    precision: Option<crate::device::Precision>,
-    device: crate::device::Device,
-    threads: usize,
+    settings: EngineSettings,
     dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
     let model = model.ok_or_else(|| ServeError::Settings(NO_MODEL.into()))?;
-    let options = crate::torch::options(model, precision, device, threads);
+    let options = crate::torch::options(model, settings);
     Ok(engine_thread::spawn(move |progress| crate::torch::load(&options, progress), Arc::clone(dispatcher)))
 }
 
 #[cfg(not(feature = "torch"))]
 fn torch_engine(
     _model: Option<&Path>,
-    _precision: Option<crate::device::Precision>,
-    _device: crate::device::Device,
-    _threads: usize,
+    _settings: EngineSettings,
     _dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
     check_engine(&EngineChoice::Torch, false).map_err(ServeError::Settings)?;

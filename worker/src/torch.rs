@@ -9,7 +9,7 @@ use imagegen_model::{
 use tracing::info;
 
 use crate::{
-    device::{Device, Precision},
+    device::{Device, EngineSettings, Precision, VaeTiling},
     engine_thread::LoadProgress,
 };
 
@@ -33,17 +33,23 @@ pub(crate) struct Options {
 }
 
 /// The options that the command line means.
-pub(crate) fn options(model: &Path, precision: Option<Precision>, device: Device, threads: usize) -> Options {
+pub(crate) fn options(model: &Path, settings: EngineSettings) -> Options {
+    let EngineSettings { precision, vae_tiling, device, threads } = settings;
     let mut load = LoadOptions::new(model);
     load.precision = match precision.unwrap_or(device.suited_precision()) {
         Precision::Float32 => imagegen_model::Precision::Float32,
         Precision::BFloat16 => imagegen_model::Precision::BFloat16,
     };
+    load.vae_tiling = match vae_tiling {
+        VaeTiling::Auto => imagegen_model::VaeTiling::Auto,
+        VaeTiling::Always => imagegen_model::VaeTiling::Always,
+        VaeTiling::Never => imagegen_model::VaeTiling::Never,
+    };
     load.device = match device {
         Device::Cpu => imagegen_model::Device::Cpu,
         Device::Cuda(index) => imagegen_model::Device::Cuda(index as usize),
     };
-    load.threads = NonZeroUsize::new(threads);
+    load.threads = NonZeroUsize::new(threads.unwrap_or_else(crate::settings::default_threads));
     Options { load, device }
 }
 

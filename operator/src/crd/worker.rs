@@ -77,7 +77,7 @@ pub struct WorkerSpec {
     /// How a size that is no bucket is generated: Exact (at its own size, so that a seed means the same picture as in diffusers) or Bucket (at the bucket's size, then cropped).
     #[serde(default)]
     pub size_policy: SizePolicy,
-    /// Whether the VAE decodes in tiles: Auto (when memory asks for it), Always or Never.
+    /// Whether the VAE decodes in tiles, which bounds its memory and changes pictures a little: Auto (2048x2048 and larger), Always or Never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "plain::<VaeTiling>")]
     pub vae_tiling: Option<VaeTiling>,
@@ -240,11 +240,11 @@ pub enum SizePolicy {
 /// Whether the VAE decodes in tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display)]
 pub enum VaeTiling {
-    /// When memory asks for it.
+    /// Pictures of 2048x2048 and larger.
     Auto,
-    /// Every image.
+    /// Every picture that is larger than a tile.
     Always,
-    /// No image.
+    /// No picture.
     Never,
 }
 

@@ -117,4 +117,11 @@ pub trait Engine {
     /// # Errors
     /// Any [`EngineError`].
     fn decode(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError>;
+
+    /// What image `index` of the batch will look like, as far as it can be told now: small, cropped in proportion, and
+    /// cheap. Changes nothing.
+    ///
+    /// # Errors
+    /// Any [`EngineError`].
+    fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError>;
 }

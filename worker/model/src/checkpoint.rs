@@ -66,55 +66,26 @@ impl Checkpoint {
         let ModelIndex { pipeline } = ModelIndex::read(dir)?;
         let scheduler = SchedulerConfig::read(dir)?;
         let tokenizer = Tokenizer::read(dir)?;
-        let configs = Configs {
-            text_encoder: TextEncoderConfig::read(dir)?,
-            transformer: TransformerConfig::read(dir)?,
-            vae: VaeConfig::read(dir)?,
-        };
-        configs.agree(dir)?;
-        let device = options.device.tch();
-
-        let shards = Shards::open(&dir.join("text_encoder"), "model")?;
-        let text_encoder = Network {
-            component: "text_encoder",
-            class: "Qwen3Model",
-            // Saved from the bare model or from the one with a head.
-            prefix: if shards.contains("model.embed_tokens.weight") { "model." } else { "" },
-            shards,
-            build: &|weights| TextEncoder::new(weights, &configs.text_encoder),
-            may_be_unused: &|name| TextEncoder::may_be_unused(&configs.text_encoder, name),
-        };
-        let transformer = Network {
-            component: "transformer",
-            class: "ZImageTransformer2DModel",
-            prefix: "",
-            shards: Shards::open(&dir.join("transformer"), "diffusion_pytorch_model")?,
-            build: &|weights| Transformer::new(weights, &configs.transformer, device),
-            may_be_unused: &|_| false,
-        };
-        let vae = Network {
-            component: "vae",
-            class: "AutoencoderKL",
-            prefix: "",
-            shards: Shards::open(&dir.join("vae"), "diffusion_pytorch_model")?,
-            build: &|weights| VaeDecoder::new(weights, &configs.vae),
-            may_be_unused: &|name| VaeDecoder::may_be_unused(&configs.vae, name),
-        };
-
+        let configs = Configs::read(dir)?;
         let (kind, vae_kind) = (options.precision.kind(), options.vae_precision.unwrap_or(options.precision).kind());
-        let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
-        let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
-        let mut loaded_bytes = 0;
-        let mut on_read = |bytes: u64| {
-            loaded_bytes += bytes;
-            progress(LoadProgress { loaded_bytes, total_bytes });
-        };
-        on_read(0);
-        let (text_encoder, transformer, vae) = (
-            text_encoder.read(device, kind, &mut on_read)?,
-            transformer.read(device, kind, &mut on_read)?,
-            vae.read(device, vae_kind, &mut on_read)?,
-        );
+        let device = options.device.tch();
+        let (networks, tallies) = configs.networks(dir, device, |text_encoder, transformer, vae| {
+            let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
+            let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
+            let mut loaded_bytes = 0;
+            let mut on_read = |bytes: u64| {
+                loaded_bytes += bytes;
+                progress(LoadProgress { loaded_bytes, total_bytes });
+            };
+            on_read(0);
+            let networks = (
+                text_encoder.read(device, kind, &mut on_read)?,
+                transformer.read(device, kind, &mut on_read)?,
+                vae.read(device, vae_kind, &mut on_read)?,
+            );
+            Ok((networks, tallies))
+        })?;
+        let (text_encoder, transformer, vae) = networks;
         Ok(Self {
             pipeline,
             tokenizer,
@@ -127,9 +98,77 @@ impl Checkpoint {
             parameters: tallies.iter().map(|(tally, _)| tally.parameters).sum(),
         })
     }
+
+    /// Compares all files with the configuration, and reads no weight.
+    ///
+    /// # Errors
+    /// When [`Self::read`] would fail over a file.
+    pub(crate) fn check(options: &LoadOptions) -> Result<(), LoadError> {
+        let dir = existing_folder(&options.model_dir)?;
+        ModelIndex::read(dir)?;
+        SchedulerConfig::read(dir)?;
+        Tokenizer::read(dir)?;
+        Configs::read(dir)?.networks(dir, options.device.tch(), |text_encoder, transformer, vae| {
+            text_encoder.check()?;
+            transformer.check()?;
+            vae.check().map(|_| ())
+        })
+    }
 }
 
 impl Configs {
+    /// # Errors
+    /// When a file is not as expected, or one network's does not fit another's.
+    fn read(dir: &Path) -> Result<Self, LoadError> {
+        let configs = Self {
+            text_encoder: TextEncoderConfig::read(dir)?,
+            transformer: TransformerConfig::read(dir)?,
+            vae: VaeConfig::read(dir)?,
+        };
+        configs.agree(dir)?;
+        Ok(configs)
+    }
+
+    /// What `work` does with the three networks, whose weight files are opened for it.
+    fn networks<T>(
+        &self,
+        dir: &Path,
+        device: tch::Device,
+        work: impl FnOnce(
+            Network<'_, TextEncoder>,
+            Network<'_, Transformer>,
+            Network<'_, VaeDecoder>,
+        ) -> Result<T, LoadError>,
+    ) -> Result<T, LoadError> {
+        let shards = Shards::open(&dir.join("text_encoder"), "model")?;
+        let text_encoder = Network {
+            component: "text_encoder",
+            class: "Qwen3Model",
+            // Saved from the bare model or from the one with a head.
+            prefix: if shards.contains("model.embed_tokens.weight") { "model." } else { "" },
+            shards,
+            build: &|weights| TextEncoder::new(weights, &self.text_encoder),
+            may_be_unused: &|name| TextEncoder::may_be_unused(&self.text_encoder, name),
+        };
+        let transformer = Network {
+            component: "transformer",
+            class: "ZImageTransformer2DModel",
+            prefix: "",
+            shards: Shards::open(&dir.join("transformer"), "diffusion_pytorch_model")?,
+            build: &|weights| Transformer::new(weights, &self.transformer, device),
+            may_be_unused: &|_| false,
+        };
+        let vae = Network {
+            component: "vae",
+            class: "AutoencoderKL",
+            prefix: "",
+            shards: Shards::open(&dir.join("vae"), "diffusion_pytorch_model")?,
+            build: &|weights| VaeDecoder::new(weights, &self.vae),
+            may_be_unused: &|name| VaeDecoder::may_be_unused(&self.vae, name),
+        };
+        work(text_encoder, transformer, vae)
+    }
+
     /// What one network hands to the next must fit.
     fn agree(&self, dir: &Path) -> Result<(), LoadError> {
         let disagree = |key: &str, expected: String, found: i64| LoadError::Field {

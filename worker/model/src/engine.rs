@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use imagegen_core::engine::{CountTokens, Engine, EngineError, ModelInfo, Stage};
-use imagegen_core::spec::{ImageSpec, RgbImage, SchedulerKind, Size};
+use imagegen_core::spec::{ImageSpec, RgbImage, Size};
 use tch::Tensor;
 
 use crate::checkpoint::Checkpoint;
@@ -13,9 +13,10 @@ use crate::error::LoadError;
 use crate::failure::{classify, panic_message};
 use crate::guidance::BatchGuidance;
 use crate::libtorch::{self, CudaLibrary};
-use crate::load::{Device, LoadOptions, LoadProgress};
+use crate::load::{Device, LoadOptions, LoadProgress, VaeTiling};
 use crate::noise::noise;
-use crate::scheduler::Schedule;
+use crate::preview::LatentToRgb;
+use crate::scheduler::{History, Schedule};
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::Tokenizer;
 use crate::transformer::{Conditioning, Grid, Modulations, Transformer};
@@ -33,6 +34,9 @@ pub struct TorchEngine {
     vae: VaeDecoder,
     scheduler: SchedulerConfig,
     latent_channels: i64,
+    vae_tiling: VaeTiling,
+    /// Fitted for the first preview.
+    latent_to_rgb: Option<LatentToRgb>,
     /// Pixels on a side of one latent pixel.
     vae_scale: u32,
     device: tch::Device,
@@ -45,6 +49,8 @@ pub struct TorchBatch {
     /// `[B, latent_channels, h, w]`, float32.
     pub(crate) latents: Tensor,
     schedule: Schedule,
+    /// What the schedule remembers of the steps done.
+    history: History,
     /// The prompts, for steps without guidance.
     plain: Option<Conditioning>,
     /// The prompts, then the negative prompts.
@@ -103,6 +109,8 @@ impl TorchEngine {
             vae,
             scheduler,
             latent_channels: configs.vae.latent_channels,
+            vae_tiling: options.vae_tiling,
+            latent_to_rgb: None,
             vae_scale: configs.vae.scale_factor(),
             device: options.device.tch(),
         }
@@ -172,9 +180,7 @@ impl Engine for TorchEngine {
 
     fn begin(&mut self, specs: &[ImageSpec]) -> Result<Self::Batch, EngineError> {
         let common = self.common(specs)?;
-        let schedule = match common.scheduler {
-            SchedulerKind::FlowMatchEuler => Schedule::new(self.scheduler, common.steps),
-        };
+        let schedule = Schedule::new(self.scheduler, common.scheduler, common.steps);
         let guidances: Vec<_> = specs.iter().map(|spec| spec.guidance).collect();
         let guidance = guard(Stage::TextEncoder, || BatchGuidance::new(&guidances, &schedule, self.device))?;
 
@@ -196,6 +202,7 @@ impl Engine for TorchEngine {
                 latents: self.draw(specs),
                 modulations: self.transformer.modulate(&schedule.model_times),
                 schedule,
+                history: History::default(),
                 plain,
                 guided,
                 steps_done: 0,
@@ -209,39 +216,65 @@ impl Engine for TorchEngine {
             let detail = format!("all {step} steps of this batch are done");
             return Err(EngineError::Failed { stage: Stage::Transformer, detail });
         }
-        batch.latents = guard(Stage::Transformer, || {
+        let model = |latents: &Tensor, step: usize| {
             let guided = batch.guided.as_ref().filter(|(_, guidance)| guidance.is_active(step));
             let output = match (guided, &batch.plain) {
                 (Some((conditioning, guidance)), _) => {
-                    let latents = Tensor::cat(&[&batch.latents, &batch.latents], 0);
+                    let latents = Tensor::cat(&[latents, latents], 0);
                     guidance.apply(&self.transformer.forward(&latents, conditioning, &batch.modulations, step), step)
                 }
-                (None, Some(conditioning)) => {
-                    self.transformer.forward(&batch.latents, conditioning, &batch.modulations, step)
-                }
+                (None, Some(conditioning)) => self.transformer.forward(latents, conditioning, &batch.modulations, step),
                 (None, None) => unreachable!("a batch without guidance at some step has its plain conditioning"),
             };
-            batch.schedule.advance(&batch.latents, &output.to_kind(tch::Kind::Float), step)
-        })?;
+            output.to_kind(tch::Kind::Float)
+        };
+        let advance = || batch.schedule.advance(&batch.latents, &batch.history, step, &model);
+        (batch.latents, batch.history) = guard(Stage::Transformer, advance)?;
         batch.steps_done += 1;
         Ok(())
     }
 
     fn decode(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
-        let Some(&size) = batch.sizes.get(index) else {
-            let detail = format!("image {index} of a batch of {}", batch.sizes.len());
-            return Err(EngineError::Failed { stage: Stage::Vae, detail });
-        };
+        let size = batch.size(index)?;
         guard(Stage::Vae, || {
             let latents = batch.latents.narrow(0, i64::try_from(index).unwrap_or(i64::MAX), 1);
-            let pixels = self.vae.pixels(&latents);
-            let cropped = pixels.narrow(0, 0, size.height.into()).narrow(1, 0, size.width.into());
-            let bytes = cropped.contiguous().to_device(tch::Device::Cpu);
-            let mut data = vec![0; bytes.numel()];
-            bytes.copy_data_u8(&mut data, bytes.numel());
-            RgbImage { size, data }
+            let (height, width) = (latents.size()[2].unsigned_abs(), latents.size()[3].unsigned_abs());
+            let decoded_pixels = height * width * u64::from(self.vae_scale).pow(2);
+            top_left(&self.vae.pixels(&latents, self.vae_tiling.applies(decoded_pixels)), size)
         })
     }
+
+    fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
+        let size = batch.size(index)?;
+        let size = Size { width: size.width.div_ceil(self.vae_scale), height: size.height.div_ceil(self.vae_scale) };
+        guard(Stage::Vae, || {
+            let colours = self
+                .latent_to_rgb
+                .get_or_insert_with(|| LatentToRgb::fit(&self.vae, self.latent_channels, self.vae_scale, self.device));
+            let foreseen = batch.schedule.foresee(&batch.latents, &batch.history, batch.steps_done);
+            let latents = foreseen.narrow(0, i64::try_from(index).unwrap_or(i64::MAX), 1);
+            top_left(&colours.pixels(&latents), size)
+        })
+    }
+}
+
+impl TorchBatch {
+    /// Size of the picture of image `index`.
+    fn size(&self, index: usize) -> Result<Size, EngineError> {
+        self.sizes.get(index).copied().ok_or_else(|| EngineError::Failed {
+            stage: Stage::Vae,
+            detail: format!("image {index} of a batch of {}", self.sizes.len()),
+        })
+    }
+}
+
+/// The top left part of bytes `[H, W, 3]`, brought from the device.
+fn top_left(pixels: &Tensor, size: Size) -> RgbImage {
+    let cropped = pixels.narrow(0, 0, size.height.into()).narrow(1, 0, size.width.into());
+    let bytes = cropped.contiguous().to_device(tch::Device::Cpu);
+    let mut data = vec![0; bytes.numel()];
+    bytes.copy_data_u8(&mut data, bytes.numel());
+    RgbImage { size, data }
 }
 
 /// Latent pixels on a side of a patch.

@@ -13,6 +13,7 @@
 
 mod checkpoint;
 mod config;
+mod convert;
 pub mod engine;
 mod error;
 mod failure;
@@ -23,6 +24,7 @@ mod nn;
 mod noise;
 #[cfg(test)]
 mod parity;
+mod preview;
 mod scheduler;
 mod text_encoder;
 mod tokenizer;
@@ -30,6 +32,7 @@ mod transformer;
 mod vae;
 mod weights;
 
+pub use convert::{ConvertError, Converted, convert};
 pub use engine::{TorchBatch, TorchEngine};
 pub use error::LoadError;
-pub use load::{Device, LoadOptions, LoadProgress, Precision};
+pub use load::{Device, LoadOptions, LoadProgress, Precision, VaeTiling};

@@ -1,7 +1,7 @@
 //! The worker's configuration: what each field becomes in the worker's environment, and who decided it.
 
 use crate::{
-    crd::{Bucket, Device, Duration, ImageGenSpec, Origin, Precision, SizePolicy},
+    crd::{Bucket, Device, Duration, ImageGenSpec, Origin, Precision, SizePolicy, VaeTiling},
     reconcile::types::{Setting, WorkerSetting},
 };
 
@@ -55,6 +55,7 @@ pub(super) fn resolve(spec: &ImageGenSpec) -> Vec<WorkerSetting> {
         // auto is what the worker does by itself.
         ("profile", "IMAGEGEN_PROFILE", worker.profile.clone().filter(|profile| profile != "auto")),
         ("buckets", "IMAGEGEN_BUCKETS", worker.buckets.as_deref().map(buckets)),
+        ("vaeTiling", "IMAGEGEN_VAE_TILING", worker.vae_tiling.map(|tiling| vae_tiling(tiling).to_owned())),
         ("maxPixels", "IMAGEGEN_MAX_PIXELS", worker.max_pixels.map(|n| n.to_string())),
         ("maxSteps", "IMAGEGEN_MAX_STEPS", worker.max_steps.map(|n| n.to_string())),
         (
@@ -94,6 +95,14 @@ fn precision_text(precision: Precision) -> &'static str {
         Precision::Float32 => "float32",
         Precision::BFloat16 => "bfloat16",
         Precision::Float8 => "float8",
+    }
+}
+
+fn vae_tiling(tiling: VaeTiling) -> &'static str {
+    match tiling {
+        VaeTiling::Auto => "auto",
+        VaeTiling::Always => "always",
+        VaeTiling::Never => "never",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::refuse;
 use crate::{
-    crd::{AutoscalingMode, ImageGenSpec, Precision, Reason, Residency, TextEncoderWeights, VaeTiling},
+    crd::{AutoscalingMode, ImageGenSpec, Precision, Reason, Residency, TextEncoderWeights},
     reconcile::types::Refusal,
 };
 
@@ -48,11 +48,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             worker.queue.as_ref().is_some_and(|queue| queue.max_holdup.is_some()),
             "worker.queue.maxHoldup",
             "suspending a big image for small ones is not there yet: leave the field out".into(),
-        ),
-        (
-            worker.vae_tiling == Some(VaeTiling::Always),
-            "worker.vaeTiling",
-            "tiled decoding is not there yet: leave the field out, or set Auto or Never".into(),
         ),
         (
             residency.is_some(),
