@@ -24,6 +24,7 @@ mod noise;
 #[cfg(test)]
 mod parity;
 mod scheduler;
+pub mod shim;
 mod text_encoder;
 mod tokenizer;
 mod transformer;
