@@ -56,7 +56,7 @@ pub(super) struct OutOfMemory {
 
 impl From<OutOfMemory> for Option<FailedAllocation> {
     fn from(OutOfMemory { count, asked_bytes, free_bytes }: OutOfMemory) -> Self {
-        (count > 0).then_some(FailedAllocation { asked_bytes, free_bytes })
+        (count > 0).then_some(FailedAllocation { count, asked_bytes, free_bytes })
     }
 }
 

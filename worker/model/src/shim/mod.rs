@@ -18,6 +18,8 @@ pub struct ShimError(pub(crate) String);
 /// The last allocation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FailedAllocation {
+    /// Failed allocations so far, this one included.
+    pub count: u64,
     /// What was asked for.
     pub asked_bytes: u64,
     /// What the device, or the limit, had left. Below it free blocks may be held that are too small.
