@@ -1,8 +1,16 @@
 //! `serve`: puts the parts together, and takes them down in order.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use imagegen_core::rules::{Limits, RuleSettings};
+use imagegen_core::{
+    allocator::Allocator,
+    rules::{Limits, RuleSettings},
+};
 use imagegen_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{admin_service_server::AdminServiceServer, image_service_server::ImageServiceServer},
@@ -80,6 +88,7 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
         precision,
         device,
         threads,
+        allocator,
         listen,
         admin_listen,
         http_listen,
@@ -102,9 +111,12 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
         drain_timeout,
         stall_timeout,
         engine,
+        random_weights,
         development,
     } = args;
-    check_engine(&engine, development).map_err(ServeError::Settings)?;
+    check_engine(&engine, random_weights, development).map_err(ServeError::Settings)?;
+    let variable = std::env::var(imagegen_core::allocator::VARIABLE).ok();
+    let allocator = allocator.asked(device, variable.as_deref()).map_err(ServeError::Settings)?;
     if token_file.is_some() && tls_dir.is_none() && !allow_insecure_token {
         return Err(ServeError::Settings(
             "--token-file without --tls-dir sends tokens in plain text; add --tls-dir, or --allow-insecure-token where \
@@ -196,7 +208,7 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
         }
         EngineChoice::Torch => {
             let threads = threads.unwrap_or_else(settings::default_threads);
-            torch_engine(model.as_deref(), precision, device, threads, &dispatcher)?
+            torch_engine(model, random_weights, precision, device, threads, allocator, &dispatcher)?
         }
     };
     let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
@@ -223,8 +235,14 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
 ///
 /// # Errors
 /// The sentence for the user.
-pub(crate) fn check_engine(engine: &EngineChoice, development: bool) -> Result<(), String> {
+pub(crate) fn check_engine(engine: &EngineChoice, random_weights: bool, development: bool) -> Result<(), String> {
     match engine {
+        EngineChoice::Torch if random_weights && !development => {
+            Err("--random-weights makes noise instead of pictures; add --development to allow it".into())
+        }
+        EngineChoice::Scripted(_) if random_weights => {
+            Err("--random-weights has no meaning with --engine scripted:FILE, which has no weights".into())
+        }
         EngineChoice::Scripted(_) if !development => {
             Err("--engine scripted:FILE paints gradients instead of pictures; add --development to allow it".into())
         }
@@ -240,32 +258,32 @@ type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
 
 #[cfg(feature = "torch")]
 fn torch_engine(
-    model: Option<&Path>,
+    model: Option<PathBuf>,
+    random_weights: bool,
     precision: Option<crate::device::Precision>,
     device: crate::device::Device,
     threads: usize,
+    allocator: Option<Allocator>,
     dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
-    let model = model.ok_or_else(|| ServeError::Settings(NO_MODEL.into()))?;
-    let options = crate::torch::options(model, precision, device, threads);
+    let weights = crate::torch::weights(model, random_weights).map_err(ServeError::Settings)?;
+    let options = crate::torch::options(weights, precision, device, threads, allocator);
     Ok(engine_thread::spawn(move |progress| crate::torch::load(&options, progress), Arc::clone(dispatcher)))
 }
 
 #[cfg(not(feature = "torch"))]
 fn torch_engine(
-    _model: Option<&Path>,
+    _model: Option<PathBuf>,
+    _random_weights: bool,
     _precision: Option<crate::device::Precision>,
     _device: crate::device::Device,
     _threads: usize,
+    _allocator: Option<Allocator>,
     _dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
-    check_engine(&EngineChoice::Torch, false).map_err(ServeError::Settings)?;
+    check_engine(&EngineChoice::Torch, false, false).map_err(ServeError::Settings)?;
     Err(ServeError::Settings("no engine".into()))
 }
-
-/// Said when there is no checkpoint to load.
-#[cfg(feature = "torch")]
-pub(crate) const NO_MODEL: &str = "--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint";
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
@@ -294,7 +312,7 @@ impl Follow<'_> {
         &mut self,
         name: &'static str,
         folder: Option<&Path>,
-        paths: fn(&Path) -> Vec<std::path::PathBuf>,
+        paths: fn(&Path) -> Vec<PathBuf>,
         parse: Parse<ServerConfig>,
     ) -> Result<Option<watch::Receiver<Arc<ServerConfig>>>, ServeError> {
         let Some(folder) = folder else { return Ok(None) };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::LoadError;
 use crate::config::{ModelIndex, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::load::{LoadOptions, LoadProgress};
+use crate::random;
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::Tokenizer;
 use crate::transformer::Transformer;
@@ -25,6 +26,32 @@ pub(crate) struct Checkpoint {
     pub(crate) weight_bytes: u64,
     /// Numbers in all weights.
     pub(crate) parameters: u64,
+}
+
+/// All of a checkpoint but its weights.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) pipeline: String,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) scheduler: SchedulerConfig,
+    pub(crate) configs: Configs,
+}
+
+impl Settings {
+    fn read(dir: &Path) -> Result<Self, LoadError> {
+        let dir = existing_folder(dir)?;
+        let ModelIndex { pipeline } = ModelIndex::read(dir)?;
+        Ok(Self {
+            pipeline,
+            scheduler: SchedulerConfig::read(dir)?,
+            tokenizer: Tokenizer::read(dir)?,
+            configs: Configs {
+                text_encoder: TextEncoderConfig::read(dir)?,
+                transformer: TransformerConfig::read(dir)?,
+                vae: VaeConfig::read(dir)?,
+            },
+        })
+    }
 }
 
 /// Settings of the networks.
@@ -62,19 +89,18 @@ impl Checkpoint {
     /// # Errors
     /// When any file is missing or not as expected; nothing stays loaded then.
     pub(crate) fn read(options: &LoadOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, LoadError> {
-        let dir = existing_folder(&options.model_dir)?;
-        let ModelIndex { pipeline } = ModelIndex::read(dir)?;
-        let scheduler = SchedulerConfig::read(dir)?;
-        let tokenizer = Tokenizer::read(dir)?;
-        let configs = Configs {
-            text_encoder: TextEncoderConfig::read(dir)?,
-            transformer: TransformerConfig::read(dir)?,
-            vae: VaeConfig::read(dir)?,
-        };
+        let dir = &options.model_dir;
+        let Settings { pipeline, tokenizer, scheduler, configs } =
+            if options.has_built_in_model() { random::turbo()? } else { Settings::read(dir)? };
         configs.agree(dir)?;
+        let open = |folder: &str, stem: &str| match options.random_weights {
+            true => Ok(Shards::random()),
+            false => Shards::open(&dir.join(folder), stem),
+        };
+        let _sequence = options.random_weights.then(random::start);
         let device = options.device.tch();
 
-        let shards = Shards::open(&dir.join("text_encoder"), "model")?;
+        let shards = open("text_encoder", "model")?;
         let text_encoder = Network {
             component: "text_encoder",
             class: "Qwen3Model",
@@ -88,7 +114,7 @@ impl Checkpoint {
             component: "transformer",
             class: "ZImageTransformer2DModel",
             prefix: "",
-            shards: Shards::open(&dir.join("transformer"), "diffusion_pytorch_model")?,
+            shards: open("transformer", "diffusion_pytorch_model")?,
             build: &|weights| Transformer::new(weights, &configs.transformer, device),
             may_be_unused: &|_| false,
         };
@@ -96,7 +122,7 @@ impl Checkpoint {
             component: "vae",
             class: "AutoencoderKL",
             prefix: "",
-            shards: Shards::open(&dir.join("vae"), "diffusion_pytorch_model")?,
+            shards: open("vae", "diffusion_pytorch_model")?,
             build: &|weights| VaeDecoder::new(weights, &configs.vae),
             may_be_unused: &|name| VaeDecoder::may_be_unused(&configs.vae, name),
         };
@@ -131,7 +157,7 @@ impl Checkpoint {
 
 impl Configs {
     /// What one network hands to the next must fit.
-    fn agree(&self, dir: &Path) -> Result<(), LoadError> {
+    pub(crate) fn agree(&self, dir: &Path) -> Result<(), LoadError> {
         let disagree = |key: &str, expected: String, found: i64| LoadError::Field {
             path: dir.join("transformer/config.json"),
             key: key.to_owned(),

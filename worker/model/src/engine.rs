@@ -78,7 +78,12 @@ impl TorchEngine {
             options.model_dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
         Self {
             info: ModelInfo {
-                name: name.unwrap_or_else(|| options.model_dir.display().to_string()),
+                name: match name {
+                    _ if options.has_built_in_model() => "Z-Image-Turbo-random".to_owned(),
+                    Some(name) if options.random_weights => format!("{name}-random"),
+                    Some(name) => name,
+                    None => options.model_dir.display().to_string(),
+                },
                 pipeline,
                 precision: options.precision.to_string(),
                 device: options.device.to_string(),

@@ -23,6 +23,7 @@ mod nn;
 mod noise;
 #[cfg(test)]
 mod parity;
+mod random;
 mod scheduler;
 pub mod shim;
 mod text_encoder;

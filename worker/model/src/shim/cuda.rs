@@ -164,7 +164,8 @@ impl Cuda {
         })
     }
 
-    /// The last allocation that failed, on any GPU of this process. Some failures are not seen: see `docs/memory.md`.
+    /// The last allocation that failed, on any GPU of this process. Not seen are those of `cudaMallocAsync`, of CUDA's libraries, and
+    /// those after which NVML could not be asked, as on a MIG instance.
     #[must_use]
     pub fn last_failure(self) -> Option<FailedAllocation> {
         let mut last = ffi::OutOfMemory::default();
