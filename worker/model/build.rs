@@ -50,7 +50,7 @@ fn cuda_half(build: &cc::Build, lib: Option<&Path>) {
     command.args(["-lc10", "-lc10_cuda", "-ltorch_cpu"]).arg(&cuda.runtime);
     // A name that libtorch does not have is an error here, not on the first machine with a GPU.
     command.args(["-Wl,--no-undefined", "-Wl,--unresolved-symbols=ignore-in-shared-libs", "-Wl,--as-needed", "-Wl,-s"]);
-    let status = command.status().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    let status = command.status().expect("the C++ compiler that was found can be started");
     assert!(status.success(), "{command:?} failed: {status}");
 }
 

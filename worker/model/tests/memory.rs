@@ -128,7 +128,7 @@ fn any_allocation_of_a_tiny_model_may_fail_and_nothing_is_left_behind() {
 
 #[test]
 fn every_97th_allocation_of_the_demo_model_may_fail() {
-    Alone::with("models/emoji-zimage").fail_each(&spec("red apple", 128, 8, 7), 97);
+    Alone::with("models/emoji-zimage").fail_each(&spec("red apple", 128, 2, 7), 97);
 }
 
 #[test]
