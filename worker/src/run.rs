@@ -1,8 +1,16 @@
 //! `serve`: puts the parts together, and takes them down in order.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use imagegen_core::rules::{Limits, RuleSettings};
+use imagegen_core::{
+    allocator::Allocator,
+    rules::{Limits, RuleSettings},
+};
 use imagegen_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{admin_service_server::AdminServiceServer, image_service_server::ImageServiceServer},
@@ -87,6 +95,7 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
         gpu_uuid,
         nvml_library,
         threads,
+        allocator,
         listen,
         admin_listen,
         http_listen,
@@ -109,9 +118,12 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
         drain_timeout,
         stall_timeout,
         engine,
+        random_weights,
         development,
     } = args;
-    check_engine(&engine, development).map_err(ServeError::Settings)?;
+    check_engine(&engine, random_weights, development).map_err(ServeError::Settings)?;
+    let variable = std::env::var(imagegen_core::allocator::VARIABLE).ok();
+    let allocator = allocator.asked(device, variable.as_deref()).map_err(ServeError::Settings)?;
     if token_file.is_some() && tls_dir.is_none() && !allow_insecure_token {
         return Err(ServeError::Settings(
             "--token-file without --tls-dir sends tokens in plain text; add --tls-dir, or --allow-insecure-token where \
@@ -223,7 +235,7 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
         }
         EngineChoice::Torch => {
             let settings = EngineSettings { precision, vae_tiling, device, threads };
-            torch_engine(model.as_deref(), settings, &dispatcher)?
+            torch_engine(model, random_weights, settings, allocator, &dispatcher)?
         }
     };
     let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
@@ -250,8 +262,14 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
 ///
 /// # Errors
 /// The sentence for the user.
-pub(crate) fn check_engine(engine: &EngineChoice, development: bool) -> Result<(), String> {
+pub(crate) fn check_engine(engine: &EngineChoice, random_weights: bool, development: bool) -> Result<(), String> {
     match engine {
+        EngineChoice::Torch if random_weights && !development => {
+            Err("--random-weights makes noise instead of pictures; add --development to allow it".into())
+        }
+        EngineChoice::Scripted(_) if random_weights => {
+            Err("--random-weights has no meaning with --engine scripted:FILE, which has no weights".into())
+        }
         EngineChoice::Scripted(_) if !development => {
             Err("--engine scripted:FILE paints gradients instead of pictures; add --development to allow it".into())
         }
@@ -267,28 +285,28 @@ type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
 
 #[cfg(feature = "torch")]
 fn torch_engine(
-    model: Option<&Path>,
+    model: Option<PathBuf>,
+    random_weights: bool,
     settings: EngineSettings,
+    allocator: Option<Allocator>,
     dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
-    let model = model.ok_or_else(|| ServeError::Settings(NO_MODEL.into()))?;
-    let options = crate::torch::options(model, settings);
+    let weights = crate::torch::weights(model, random_weights).map_err(ServeError::Settings)?;
+    let options = crate::torch::options(weights, settings, allocator);
     Ok(engine_thread::spawn(move |progress| crate::torch::load(&options, progress), Arc::clone(dispatcher)))
 }
 
 #[cfg(not(feature = "torch"))]
 fn torch_engine(
-    _model: Option<&Path>,
+    _model: Option<PathBuf>,
+    _random_weights: bool,
     _settings: EngineSettings,
+    _allocator: Option<Allocator>,
     _dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
-    check_engine(&EngineChoice::Torch, false).map_err(ServeError::Settings)?;
+    check_engine(&EngineChoice::Torch, false, false).map_err(ServeError::Settings)?;
     Err(ServeError::Settings("no engine".into()))
 }
-
-/// Said when there is no checkpoint to load.
-#[cfg(feature = "torch")]
-pub(crate) const NO_MODEL: &str = "--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint";
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
@@ -317,7 +335,7 @@ impl Follow<'_> {
         &mut self,
         name: &'static str,
         folder: Option<&Path>,
-        paths: fn(&Path) -> Vec<std::path::PathBuf>,
+        paths: fn(&Path) -> Vec<PathBuf>,
         parse: Parse<ServerConfig>,
     ) -> Result<Option<watch::Receiver<Arc<ServerConfig>>>, ServeError> {
         let Some(folder) = folder else { return Ok(None) };

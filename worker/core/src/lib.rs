@@ -6,6 +6,7 @@
 //!
 //! The only seam to the model is [`engine::Engine`].
 
+pub mod allocator;
 pub mod bucket;
 pub mod duration;
 pub mod engine;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::LoadError;
 use crate::config::{ModelIndex, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::load::{LoadOptions, LoadProgress};
+use crate::random;
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::Tokenizer;
 use crate::transformer::Transformer;
@@ -25,6 +26,32 @@ pub(crate) struct Checkpoint {
     pub(crate) weight_bytes: u64,
     /// Numbers in all weights.
     pub(crate) parameters: u64,
+}
+
+/// All of a checkpoint but its weights.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) pipeline: String,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) scheduler: SchedulerConfig,
+    pub(crate) configs: Configs,
+}
+
+impl Settings {
+    fn read(dir: &Path) -> Result<Self, LoadError> {
+        let dir = existing_folder(dir)?;
+        let ModelIndex { pipeline } = ModelIndex::read(dir)?;
+        Ok(Self {
+            pipeline,
+            scheduler: SchedulerConfig::read(dir)?,
+            tokenizer: Tokenizer::read(dir)?,
+            configs: Configs {
+                text_encoder: TextEncoderConfig::read(dir)?,
+                transformer: TransformerConfig::read(dir)?,
+                vae: VaeConfig::read(dir)?,
+            },
+        })
+    }
 }
 
 /// Settings of the networks.
@@ -62,14 +89,14 @@ impl Checkpoint {
     /// # Errors
     /// When any file is missing or not as expected; nothing stays loaded then.
     pub(crate) fn read(options: &LoadOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, LoadError> {
-        let dir = existing_folder(&options.model_dir)?;
-        let ModelIndex { pipeline } = ModelIndex::read(dir)?;
-        let scheduler = SchedulerConfig::read(dir)?;
-        let tokenizer = Tokenizer::read(dir)?;
-        let configs = Configs::read(dir)?;
+        let dir = &options.model_dir;
+        let Settings { pipeline, tokenizer, scheduler, configs } =
+            if options.has_built_in_model() { random::turbo()? } else { Settings::read(dir)? };
+        configs.agree(dir)?;
+        let _sequence = options.random_weights.then(random::start);
         let (kind, vae_kind) = (options.precision.kind(), options.vae_precision.unwrap_or(options.precision).kind());
         let device = options.device.tch();
-        let (networks, tallies) = configs.networks(dir, device, |text_encoder, transformer, vae| {
+        let (networks, tallies) = configs.networks(dir, options.random_weights, device, |text_encoder, transformer, vae| {
             let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
             let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
             let mut loaded_bytes = 0;
@@ -104,11 +131,10 @@ impl Checkpoint {
     /// # Errors
     /// When [`Self::read`] would fail over a file.
     pub(crate) fn check(options: &LoadOptions) -> Result<(), LoadError> {
-        let dir = existing_folder(&options.model_dir)?;
-        ModelIndex::read(dir)?;
-        SchedulerConfig::read(dir)?;
-        Tokenizer::read(dir)?;
-        Configs::read(dir)?.networks(dir, options.device.tch(), |text_encoder, transformer, vae| {
+        let dir = &options.model_dir;
+        let Settings { configs, .. } = Settings::read(dir)?;
+        configs.agree(dir)?;
+        configs.networks(dir, false, options.device.tch(), |text_encoder, transformer, vae| {
             text_encoder.check()?;
             transformer.check()?;
             vae.check().map(|_| ())
@@ -117,22 +143,11 @@ impl Checkpoint {
 }
 
 impl Configs {
-    /// # Errors
-    /// When a file is not as expected, or one network's does not fit another's.
-    fn read(dir: &Path) -> Result<Self, LoadError> {
-        let configs = Self {
-            text_encoder: TextEncoderConfig::read(dir)?,
-            transformer: TransformerConfig::read(dir)?,
-            vae: VaeConfig::read(dir)?,
-        };
-        configs.agree(dir)?;
-        Ok(configs)
-    }
-
-    /// What `work` does with the three networks, whose weight files are opened for it.
+    /// What `work` does with the three networks, whose weight files are opened for it, or random weights made.
     fn networks<T>(
         &self,
         dir: &Path,
+        random: bool,
         device: tch::Device,
         work: impl FnOnce(
             Network<'_, TextEncoder>,
@@ -140,7 +155,11 @@ impl Configs {
             Network<'_, VaeDecoder>,
         ) -> Result<T, LoadError>,
     ) -> Result<T, LoadError> {
-        let shards = Shards::open(&dir.join("text_encoder"), "model")?;
+        let open = |folder: &str, stem: &str| match random {
+            true => Ok(Shards::random()),
+            false => Shards::open(&dir.join(folder), stem),
+        };
+        let shards = open("text_encoder", "model")?;
         let text_encoder = Network {
             component: "text_encoder",
             class: "Qwen3Model",
@@ -154,7 +173,7 @@ impl Configs {
             component: "transformer",
             class: "ZImageTransformer2DModel",
             prefix: "",
-            shards: Shards::open(&dir.join("transformer"), "diffusion_pytorch_model")?,
+            shards: open("transformer", "diffusion_pytorch_model")?,
             build: &|weights| Transformer::new(weights, &self.transformer, device),
             may_be_unused: &|_| false,
         };
@@ -162,7 +181,7 @@ impl Configs {
             component: "vae",
             class: "AutoencoderKL",
             prefix: "",
-            shards: Shards::open(&dir.join("vae"), "diffusion_pytorch_model")?,
+            shards: open("vae", "diffusion_pytorch_model")?,
             build: &|weights| VaeDecoder::new(weights, &self.vae),
             may_be_unused: &|name| VaeDecoder::may_be_unused(&self.vae, name),
         };
@@ -170,7 +189,7 @@ impl Configs {
     }
 
     /// What one network hands to the next must fit.
-    fn agree(&self, dir: &Path) -> Result<(), LoadError> {
+    pub(crate) fn agree(&self, dir: &Path) -> Result<(), LoadError> {
         let disagree = |key: &str, expected: String, found: i64| LoadError::Field {
             path: dir.join("transformer/config.json"),
             key: key.to_owned(),

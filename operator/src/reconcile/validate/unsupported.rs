@@ -35,11 +35,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "dynamic resource allocation is not there yet: use worker.gpu.resource with the resource of a device plugin".into(),
         ),
         (
-            worker.allocator.is_some(),
-            "worker.allocator",
-            "allocator settings are not there yet: leave the field out, workers then use ExpandableSegments".into(),
-        ),
-        (
             worker.memory_limit_ratio.is_some(),
             "worker.memoryLimitRatio",
             "a limit of device memory is not there yet: leave the field out".into(),

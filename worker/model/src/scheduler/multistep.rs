@@ -48,13 +48,22 @@ pub(crate) struct History {
 
 impl History {
     /// That of the images at `indices`, `[N]` whole numbers on the device of the latents.
-    #[allow(dead_code, reason = "for batches that lose images or are taken apart")]
     pub(crate) fn select(&self, indices: &Tensor) -> Self {
         let select = |tensor: &Tensor| tensor.index_select(0, indices);
         Self {
             predictions: self.predictions.iter().map(select).collect(),
             last_base: self.last_base.as_ref().map(select),
             before: self.before.as_ref().map(select),
+        }
+    }
+
+    /// That of image `index` alone, as views that take no memory.
+    pub(crate) fn at(&self, index: i64) -> Self {
+        let at = |tensor: &Tensor| tensor.narrow(0, index, 1);
+        Self {
+            predictions: self.predictions.iter().map(at).collect(),
+            last_base: self.last_base.as_ref().map(at),
+            before: self.before.as_ref().map(at),
         }
     }
 }
