@@ -82,6 +82,33 @@ pub struct ModelInfo {
     pub max_size: Size,
 }
 
+/// What the allocator of the device holds: bytes, and counts since the process started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AllocatorStats {
+    /// Live tensors.
+    pub allocated_bytes: u64,
+    /// Held from the driver.
+    pub reserved_bytes: u64,
+    /// Live tensors and blocks that a stream still uses.
+    pub active_bytes: u64,
+    /// Free parts of blocks that are split.
+    pub inactive_split_bytes: u64,
+    /// Most bytes of live tensors since the peaks were reset.
+    pub peak_allocated_bytes: u64,
+    /// Most bytes held since the peaks were reset.
+    pub peak_reserved_bytes: u64,
+    /// Times an allocation worked only after cached blocks were given back.
+    pub alloc_retries: u64,
+    /// Allocations that failed.
+    pub out_of_memory: u64,
+    /// Allocations from the driver.
+    pub device_allocations: u64,
+    /// Blocks given back to the driver.
+    pub device_frees: u64,
+    /// Largest free block that is held; `None` where the allocator does not tell.
+    pub largest_free_block_bytes: Option<u64>,
+}
+
 /// Tokens of a prompt with the chat template around it, before it is cut. Callable from any thread.
 pub type CountTokens = Arc<dyn Fn(&str) -> Result<usize, String> + Send + Sync>;
 
@@ -124,4 +151,31 @@ pub trait Engine {
     /// # Errors
     /// Any [`EngineError`].
     fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError>;
+
+    /// What the allocator holds now.
+    fn allocator(&self) -> AllocatorStats;
+
+    /// Starts new peaks at what is held now.
+    fn reset_peaks(&mut self);
+
+    /// Gives cached blocks back to the driver. Only between batches: it waits for the device.
+    fn trim(&mut self);
+
+    /// Most bytes that the allocator may hold from now on. What is held already stays.
+    fn limit_memory(&mut self, bytes: u64);
+
+    /// Frees what [`step`](Self::step) can make again: the batch keeps its latents and caption features.
+    fn suspend(&mut self, batch: &mut Self::Batch);
+
+    /// Leaves only these images in the batch, in this order. Indices are those of the batch as it is now.
+    ///
+    /// # Errors
+    /// Any [`EngineError`].
+    fn keep(&mut self, batch: &mut Self::Batch, images: &[usize]) -> Result<(), EngineError>;
+
+    /// The images one by one, each at its last completed step; for going on alone after a shared failure.
+    ///
+    /// # Errors
+    /// Any [`EngineError`].
+    fn split(&mut self, batch: Self::Batch) -> Result<Vec<Self::Batch>, EngineError>;
 }
