@@ -11,6 +11,8 @@ pub mod duration;
 pub mod engine;
 pub mod eta;
 pub mod geometry;
+pub mod memory;
+pub mod pressure;
 pub mod queue;
 pub mod request;
 pub mod rules;
