@@ -64,12 +64,7 @@ impl Memory {
     /// The same with what the device and the allocator say now.
     #[must_use]
     pub const fn at(self, device: DeviceMemory, allocator: &AllocatorStats) -> Self {
-        Self {
-            device,
-            reserved_bytes: allocator.reserved_bytes,
-            allocated_bytes: allocator.allocated_bytes,
-            ..self
-        }
+        Self { device, reserved_bytes: allocator.reserved_bytes, allocated_bytes: allocator.allocated_bytes, ..self }
     }
 
     /// Bytes that the allocator holds and no tensor needs.

@@ -219,8 +219,7 @@ mod tests {
         #[case] is_waiting: bool,
         #[case] expected: f64,
     ) {
-        let demand =
-            Demand { memory_pressure, wait_seconds: backlog_seconds, backlog_seconds, is_running, is_waiting };
+        let demand = Demand { memory_pressure, wait_seconds: backlog_seconds, backlog_seconds, is_running, is_waiting };
         assert!((pressure(&demand, &Targets::BUILT_IN) - expected).abs() < 1e-9);
     }
 
