@@ -59,11 +59,7 @@ pub(crate) fn weights(model: Option<PathBuf>, random: bool) -> Result<Weights, S
 }
 
 /// The options that the command line means; `allocator` is what the environment asks libtorch for.
-pub(crate) fn options(
-    weights: Weights,
-    settings: EngineSettings,
-    allocator: Option<Allocator>,
-) -> Options {
+pub(crate) fn options(weights: Weights, settings: EngineSettings, allocator: Option<Allocator>) -> Options {
     let EngineSettings { precision, vae_tiling, device, threads } = settings;
     let mut load = match weights {
         Weights::Folder(folder) => LoadOptions::new(folder),
