@@ -52,7 +52,10 @@ impl fmt::Display for Device {
 }
 
 /// Which pictures the VAE decodes in tiles.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, strum::Display)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, strum::Display, serde::Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum VaeTiling {
@@ -67,7 +70,8 @@ pub enum VaeTiling {
 
 /// How the model is loaded and run.
 #[derive(Debug, Clone, Copy)]
-pub struct EngineSettings {
+#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "read by the engine in libtorch"))]
+pub(crate) struct EngineSettings {
     /// Absent: what suits the device.
     pub precision: Option<Precision>,
     /// Which pictures are decoded in tiles.
