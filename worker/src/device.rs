@@ -70,7 +70,6 @@ pub enum VaeTiling {
 
 /// How the model is loaded and run.
 #[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "read by the engine in libtorch"))]
 pub(crate) struct EngineSettings {
     /// Absent: what suits the device.
     pub precision: Option<Precision>,
