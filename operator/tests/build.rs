@@ -188,12 +188,12 @@ fn more_rights_than_a_restricted_pod_has_need_a_flag(#[case] spec: &str, #[case]
 #[test]
 fn a_refusal_tells_everything_that_is_wrong_at_once() {
     let spec = with(
-        "suspend: true\nworker: {vaeTiling: Always, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
+        "suspend: true\nworker: {textEncoder: {residency: Offloaded}, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
     );
     let fields: Vec<_> =
         refusals(&spec, &Facts::default(), &operator()).into_iter().map(|refusal| refusal.field).collect();
     let podded = "spec.worker.podTemplate.securityContext.runAsUser";
-    assert_eq!(fields, ["spec.worker.vaeTiling", "spec.suspend", podded, "spec.drainTimeout"]);
+    assert_eq!(fields, ["spec.worker.textEncoder.residency", "spec.suspend", podded, "spec.drainTimeout"]);
 }
 
 #[rstest]

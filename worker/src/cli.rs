@@ -154,7 +154,7 @@ pub struct ServeArgs {
     /// Where the model runs: cpu, cuda (the first GPU), or cuda:N
     #[arg(long, env = "IMAGEGEN_DEVICE", default_value = "cpu", help_heading = "Model")]
     pub device: Device,
-    /// GPU profile that fills in precision and buckets where nobody set them: auto (that of the card), none, or a name from
+    /// GPU profile that fills in precision, tiling and buckets where nobody set them: auto (that of the card), none, or a name from
     /// imagegen-worker profiles
     #[arg(long, env = "IMAGEGEN_PROFILE", default_value = "auto", value_name = "NAME", help_heading = "Model")]
     pub profile: ProfileChoice,

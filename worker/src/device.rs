@@ -52,7 +52,10 @@ impl fmt::Display for Device {
 }
 
 /// Which pictures the VAE decodes in tiles.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, strum::Display)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, strum::Display, serde::Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum VaeTiling {

@@ -153,6 +153,10 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
     }
     let options = ProbeOptions { device, library: nvml_library, gpu_uuid };
     let device::Bound { sampler, profile } = device::bind(&options, &profile, model.as_deref()).await?;
+    let vae_tiling = match &profile {
+        Some(profile) if settings.is_open("vae-tiling") => profile.vae_tiling,
+        _ => vae_tiling,
+    };
     settings.fill_in(profile.as_ref());
     let precision = precision.or_else(|| profile.as_ref()?.precision());
     let suited_buckets = profile.map(|profile| profile.buckets);

@@ -46,12 +46,23 @@ impl Settings {
         Self { given: given.collect(), profile_buckets: None }
     }
 
+    /// Whether neither flag nor environment gave a value.
+    pub(crate) fn is_open(&self, name: &str) -> bool {
+        self.given.iter().any(|given| given.name == name && given.origin == BUILT_IN)
+    }
+
     /// Notes what the profile in force fills in: what neither flag nor environment gave.
     pub(crate) fn fill_in(&mut self, profile: Option<&Profile>) {
         for given in &mut self.given {
             match given.name.as_str() {
                 "profile" => given.value = profile.map_or_else(|| "none".into(), |profile| profile.name.clone()),
                 "precision" if given.origin == BUILT_IN && profile.is_some() => given.origin = PROFILE,
+                "vae-tiling" if given.origin == BUILT_IN => {
+                    if let Some(profile) = profile {
+                        given.value = profile.vae_tiling.to_string();
+                        given.origin = PROFILE;
+                    }
+                }
                 "buckets" if given.origin == BUILT_IN => {
                     self.profile_buckets = profile.map(|profile| profile.buckets.clone());
                 }

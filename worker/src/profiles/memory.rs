@@ -3,7 +3,8 @@
 
 use imagegen_core::bucket::Bucket;
 
-use super::{Profile, Residency, TextEncoder, VaeTiling, Weights};
+use super::{Profile, Residency, TextEncoder, Weights};
+use crate::device::VaeTiling;
 
 pub(crate) const GIB: f64 = 1_073_741_824.0;
 
@@ -23,15 +24,23 @@ const TEXT_ENCODER_PARAMETERS: f64 = 3_532_578_560.0;
 /// The VAE's decoder: 16 latent channels, block_out_channels 128, 256, 512, 512. The encoder is not loaded.
 const DECODER_PARAMETERS: f64 = 49_545_475.0;
 
-/// Activations at their peak: this much, and the slope below for each mebipixel (1024²) of a batch. Source: peaks of the
-/// diffusers pipeline on an H100 in bfloat16, less its weights of 19.1 GiB: 1.1 at 512², 2.9 at 1024², 10.0 at 2048² and 8.5
-/// for four images at 1024² (GiB). Those come from the untiled VAE decode.
+/// What both stages take beside what grows with the pixels.
 const ACTIVATION_BASE_GIB: f64 = 0.5;
-const ACTIVATION_GIB_PER_MEBIPIXEL: f64 = 2.37;
 
-/// The same with a VAE decode that takes less than the transformer: peaks of the same pipeline with a compiled channels-last
-/// VAE, 1.7 at 1024², 5.5 at 2048² and for four images at 1024².
-const TILED_GIB_PER_MEBIPIXEL: f64 = 1.25;
+/// The VAE's decode of one image, for each mebipixel (1024²); images of a batch are decoded one by one. Source: peaks of the
+/// diffusers pipeline on an H100 in bfloat16, less its weights of 19.1 GiB: 1.1 at 512², 2.9 at 1024², 10.0 at 2048² (GiB),
+/// where this decode is the peak.
+const DECODE_GIB_PER_MEBIPIXEL: f64 = 2.37;
+
+/// The transformer, for each mebipixel of a whole batch: at most this. Source: the same pipeline with a compiled
+/// channels-last VAE, whose decode takes less: 1.7 at 1024², 5.5 at 2048² and for four images at 1024².
+const TRANSFORMER_GIB_PER_MEBIPIXEL: f64 = 1.25;
+
+/// A tile of the decode: 1024² pixels, `sample_size` in the VAE's config.json.
+const TILE_MEBIPIXELS: f64 = 1.0;
+
+/// From this size on `auto` decodes in tiles, as `worker/model/src/vae` has it.
+const AUTO_TILES_MEBIPIXELS: f64 = 4.0;
 
 /// An allowance for CUDA's context and libraries. The worker measures the real number when it starts.
 const OVERHEAD_GIB: f64 = 0.5;
@@ -62,14 +71,27 @@ fn decoder_gib(precision: Weights) -> f64 {
 
 /// Peak of the activations of a full batch of a size class.
 pub(crate) fn activation_gib(bucket: Bucket, tiling: VaeTiling) -> f64 {
-    let pixels = bucket.size.pixels() * u64::from(bucket.max_batch);
-    let slope = match tiling {
-        VaeTiling::Never => ACTIVATION_GIB_PER_MEBIPIXEL,
-        VaeTiling::Always => TILED_GIB_PER_MEBIPIXEL,
+    let image = mebipixels(bucket.size.pixels());
+    let is_tiled = match tiling {
+        VaeTiling::Never => false,
+        VaeTiling::Auto => image >= AUTO_TILES_MEBIPIXELS,
+        VaeTiling::Always => true,
     };
-    #[expect(clippy::cast_precision_loss, reason = "pixels of a batch are far below 2^53")]
-    let mebipixels = pixels as f64 / f64::from(1 << 20);
-    slope.mul_add(mebipixels, ACTIVATION_BASE_GIB)
+    let decoded = if is_tiled { image.min(TILE_MEBIPIXELS) } else { image };
+    transformer_activation_gib(image * f64::from(bucket.max_batch)).max(decode_activation_gib(decoded))
+}
+
+fn transformer_activation_gib(batch_mebipixels: f64) -> f64 {
+    TRANSFORMER_GIB_PER_MEBIPIXEL.mul_add(batch_mebipixels, ACTIVATION_BASE_GIB)
+}
+
+fn decode_activation_gib(image_mebipixels: f64) -> f64 {
+    DECODE_GIB_PER_MEBIPIXEL.mul_add(image_mebipixels, ACTIVATION_BASE_GIB)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "pixels of an image are far below 2^53")]
+fn mebipixels(pixels: u64) -> f64 {
+    pixels as f64 / f64::from(1 << 20)
 }
 
 /// The most that a profile takes at any moment, with a full batch of this class.
@@ -122,20 +144,23 @@ mod tests {
 
     /// Measured peaks of the diffusers pipeline, GiB: its 19.1 of weights and the activations.
     #[rstest]
-    #[case::square_512("512x512@1", VaeTiling::Never, 20.2)]
-    #[case::square_1024("1024x1024@1", VaeTiling::Never, 22.0)]
-    #[case::square_2048("2048x2048@1", VaeTiling::Never, 29.1)]
-    #[case::small_vae_1024("1024x1024@1", VaeTiling::Always, 20.8)]
-    #[case::small_vae_1024_x4("1024x1024@4", VaeTiling::Always, 24.6)]
-    #[case::small_vae_2048("2048x2048@1", VaeTiling::Always, 24.6)]
-    fn the_formula_meets_the_measurements(#[case] bucket: &str, #[case] tiling: VaeTiling, #[case] measured: f64) {
-        let computed = 19.1 + activation_gib(bucket.parse().unwrap(), tiling);
+    #[case::decode_512(decode_activation_gib(0.25), 20.2)]
+    #[case::decode_1024(decode_activation_gib(1.0), 22.0)]
+    #[case::decode_2048(decode_activation_gib(4.0), 29.1)]
+    #[case::transformer_1024(transformer_activation_gib(1.0), 20.8)]
+    #[case::transformer_2048(transformer_activation_gib(4.0), 24.6)]
+    fn the_formulas_meet_the_measurements(#[case] activation_gib: f64, #[case] measured: f64) {
+        let computed = 19.1 + activation_gib;
         assert!((computed - measured).abs() < 0.2, "computed {computed:.2}, measured {measured}");
     }
 
-    #[test]
-    fn a_batch_takes_no_more_than_the_formula_says() {
-        let computed = 19.1 + activation_gib("1024x1024@4".parse().unwrap(), VaeTiling::Never);
-        assert!(computed >= 27.6, "{computed}");
+    #[rstest]
+    #[case::untiled(VaeTiling::Never, "2048x2048@1", decode_activation_gib(4.0))]
+    #[case::large_enough_for_tiles(VaeTiling::Auto, "2048x2048@1", transformer_activation_gib(4.0))]
+    #[case::too_small_for_tiles(VaeTiling::Auto, "1536x1536@1", decode_activation_gib(2.25))]
+    #[case::tiles_as_large_as_the_image(VaeTiling::Always, "1024x1024@1", decode_activation_gib(1.0))]
+    #[case::a_batch_is_decoded_one_by_one(VaeTiling::Never, "1024x1024@4", transformer_activation_gib(4.0))]
+    fn the_larger_stage_counts(#[case] tiling: VaeTiling, #[case] bucket: &str, #[case] expected: f64) {
+        assert!((activation_gib(bucket.parse().unwrap(), tiling) - expected).abs() < 1e-9);
     }
 }

@@ -15,6 +15,7 @@ pub(crate) use self::{
     checkpoint::parameters,
     choose::{Card, Choice, ProfileError, choose},
 };
+use crate::device::VaeTiling;
 
 /// The file, as it was when the program was built.
 const FILE: &str = include_str!("../../../deploy/profiles.yaml");
@@ -66,15 +67,6 @@ pub(crate) enum Residency {
     Offloaded,
 }
 
-/// How the VAE decodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, strum::Display)]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
-pub(crate) enum VaeTiling {
-    Never,
-    Always,
-}
-
 /// Something that a profile asks for and this version does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -83,7 +75,6 @@ pub(crate) enum Feature {
     Float8TextEncoder,
     Int4TextEncoder,
     TextEncoderOffload,
-    TiledDecode,
 }
 
 impl fmt::Display for Feature {
@@ -93,7 +84,6 @@ impl fmt::Display for Feature {
             Self::Float8TextEncoder => "float8 weights of the text encoder",
             Self::Int4TextEncoder => "int4 weights of the text encoder",
             Self::TextEncoderOffload => "offloading of the text encoder",
-            Self::TiledDecode => "tiled decoding",
         })
     }
 }
@@ -107,7 +97,6 @@ impl Profile {
             (weights == Weights::Float8, Feature::Float8TextEncoder),
             (weights == Weights::Int4, Feature::Int4TextEncoder),
             (residency == Residency::Offloaded, Feature::TextEncoderOffload),
-            (self.vae_tiling == VaeTiling::Always, Feature::TiledDecode),
         ];
         all.into_iter().filter(|(asked, _)| *asked).map(|(_, feature)| feature).collect()
     }
@@ -185,7 +174,7 @@ mod tests {
         assert_eq!(needs("h100-80gb"), []);
         assert_eq!(
             needs("rtx-4070-ti-12gb"),
-            [Feature::Float8Transformer, Feature::Float8TextEncoder, Feature::TextEncoderOffload, Feature::TiledDecode]
+            [Feature::Float8Transformer, Feature::Float8TextEncoder, Feature::TextEncoderOffload]
         );
     }
 }

@@ -4,14 +4,13 @@ use std::fmt::Write as _;
 
 use super::{Profile, memory};
 
-const HEAD: [&str; 7] = ["PROFILE", "CARDS", "GiB", "PRECISION", "TEXT ENCODER", "PEAK GiB", "SIZES"];
+const HEAD: [&str; 8] = ["PROFILE", "CARDS", "GiB", "PRECISION", "TEXT ENCODER", "TILING", "PEAK GiB", "SIZES"];
 
 /// One line a profile, and below it what this version lacks for it.
 pub(crate) fn table(profiles: &[Profile]) -> String {
     let mut rows = vec![HEAD.map(ToOwned::to_owned)];
     rows.extend(profiles.iter().map(|profile| {
         let encoder = profile.text_encoder;
-        let tiling = if profile.vae_tiling == super::VaeTiling::Always { ", tiled decode" } else { "" };
         let sizes: Vec<_> = profile.buckets.as_slice().iter().rev().map(ToString::to_string).collect();
         [
             profile.name.clone(),
@@ -19,8 +18,9 @@ pub(crate) fn table(profiles: &[Profile]) -> String {
             profile.memory_gib.to_string(),
             profile.precision.to_string(),
             format!("{} {}", encoder.weights, encoder.residency),
+            profile.vae_tiling.to_string(),
             format!("{:.1}", memory::largest_peak_gib(profile)),
-            sizes.join(" ") + tiling,
+            sizes.join(" "),
         ]
     }));
     let mut widths = [0; HEAD.len()];

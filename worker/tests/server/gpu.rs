@@ -138,7 +138,7 @@ async fn settings_say_what_the_profile_decided() {
         (setting.value, setting.origin)
     };
     let (buckets, who) = origin(&[], "buckets").await;
-    assert!(buckets.contains("2048x2048@4") && who == "Profile", "{buckets} {who}");
+    assert!(buckets.contains("2048x2048@2") && who == "Profile", "{buckets} {who}");
     assert_eq!(origin(&[], "profile").await, ("h100-80gb".into(), "BuiltIn".into()));
     assert_eq!(origin(&["--buckets=512x512@2"], "buckets").await, ("512x512@2".into(), "Flag".into()));
     assert_eq!(origin(&["--profile=none"], "buckets").await.1, "BuiltIn");
