@@ -34,7 +34,7 @@ use crate::{
     reload::{Parse, Reloading},
     scripted::{Script, ScriptedEngine},
     service::Service,
-    settings, tls,
+    tls,
 };
 
 mod device;
