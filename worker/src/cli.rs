@@ -34,11 +34,8 @@ pub struct Cli {
 /// Shown below the help.
 const EXIT_CODES: &str = "Exit codes:
   0  done; for serve: drained and stopped when asked to
-<<<<<<< HEAD
-  1  something else failed; the last log line says what. doctor: something is wrong enough to stop serving
-=======
-  1  something else failed, a file that cannot be written among it; the last line says what
->>>>>>> 2b33bcf (convert writes a copy of a checkpoint in another precision; bfloat16 is no less exact than in diffusers)
+  1  something else failed, a file that cannot be written among it; the last line says what. doctor: something is wrong
+     enough to stop serving
   2  the command line, a setting or a request is wrong
   3  the model could not be loaded
   4  the engine failed; for serve: the device needs a new process
@@ -56,7 +53,12 @@ pub enum Command {
     ///
     /// Progress is written to standard error. Each picture appears under its name only when it is complete.
     Generate(Box<GenerateArgs>),
-<<<<<<< HEAD
+    /// Copy a checkpoint with its weights in another precision
+    ///
+    /// A copy of a float32 checkpoint in bfloat16 has half the bytes to read at each start, and gives the same pictures as loading
+    /// the original with --precision bfloat16. The folder gets the layout of the original and a file SHA256SUMS; it appears under
+    /// its name only when it is complete.
+    Convert(ConvertArgs),
     /// Say what this machine and its settings mean for serving, with what to change
     ///
     /// Looks at the GPU, its driver and who else uses it, clocks, heat and power, the allocator's settings and the profile that fits.
@@ -121,14 +123,6 @@ pub struct ProfilesArgs {
     /// Print JSON for programs
     #[arg(long, env = "IMAGEGEN_JSON")]
     pub json: bool,
-=======
-    /// Copy a checkpoint with its weights in another precision
-    ///
-    /// A copy of a float32 checkpoint in bfloat16 has half the bytes to read at each start, and gives the same pictures as loading
-    /// the original with --precision bfloat16. The folder gets the layout of the original and a file SHA256SUMS; it appears under
-    /// its name only when it is complete.
-    Convert(ConvertArgs),
->>>>>>> 2b33bcf (convert writes a copy of a checkpoint in another precision; bfloat16 is no less exact than in diffusers)
 }
 
 /// Which engine makes the pictures.

@@ -9,11 +9,8 @@
 //! through the dispatcher.
 
 pub mod cli;
-<<<<<<< HEAD
-pub mod doctor;
-=======
 pub mod convert;
->>>>>>> 2b33bcf (convert writes a copy of a checkpoint in another precision; bfloat16 is no less exact than in diffusers)
+pub mod doctor;
 pub mod generate;
 pub mod profiles;
 pub mod run;

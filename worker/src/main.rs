@@ -6,11 +6,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use imagegen_telemetry::logging;
 use imagegen_worker::{
     cli::{Cli, Command},
-<<<<<<< HEAD
-    doctor, generate, profiles, run,
-=======
-    convert, generate, run,
->>>>>>> 2b33bcf (convert writes a copy of a checkpoint in another precision; bfloat16 is no less exact than in diffusers)
+    convert, doctor, generate, profiles, run,
 };
 use tokio::{
     runtime::Runtime,
@@ -40,7 +36,13 @@ fn main() -> ExitCode {
                 ExitCode::from(error.exit_code())
             }
         },
-<<<<<<< HEAD
+        Command::Convert(args) => match convert::convert(args) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("imagegen-worker convert: {error}");
+                ExitCode::from(error.exit_code())
+            }
+        },
         Command::Doctor(args) => match doctor::doctor(*args) {
             Ok(report) => print(&report.text, if report.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
             Err(error) => {
@@ -53,13 +55,6 @@ fn main() -> ExitCode {
             Err(error) => {
                 eprintln!("imagegen-worker profiles: {error}");
                 ExitCode::FAILURE
-=======
-        Command::Convert(args) => match convert::convert(args) {
-            Ok(_) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("imagegen-worker convert: {error}");
-                ExitCode::from(error.exit_code())
->>>>>>> 2b33bcf (convert writes a copy of a checkpoint in another precision; bfloat16 is no less exact than in diffusers)
             }
         },
         Command::Serve(args) => {
