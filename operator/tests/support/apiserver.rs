@@ -195,6 +195,15 @@ impl ApiServer {
         Controllers { child: spawn(&hyperkube(), "kube-controller-manager", self.dir.path(), &flags), log }
     }
 
+    /// What kubectl prints for the administrator, or its complaint.
+    pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = tokio::process::Command::new(hyperkube());
+        command.arg0("kubectl").arg("--kubeconfig").arg(self.kubeconfig(ADMIN)).args(arguments);
+        let output = command.output().await.expect("kubectl can be started");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
     /// Where processes of a test may log.
     pub(crate) fn folder(&self) -> &Path {
         self.dir.path()
