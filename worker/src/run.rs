@@ -46,7 +46,7 @@ use crate::{
     reload::{Parse, Reloading},
     scripted::{Script, ScriptedDevice, ScriptedEngine},
     service::Service,
-    table_cache, tls,
+    settings, table_cache, tls,
 };
 
 mod device;

@@ -40,9 +40,53 @@ pub fn resources() -> Value {
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": API_VERSION, "resources": resources})
 }
 
+/// The media type of [`aggregated`].
+pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// `/apis` as one document with everything. The API server asks for it first; the older documents it reads as a user
+/// without any group, who usually may not.
+#[must_use]
+pub fn aggregated() -> Value {
+    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let resource = |subject: Subject| {
+        let metrics = Metric::iter().filter(|&metric| subject.has(metric));
+        let of_metric = |metric: Metric| {
+            let values = kind(GROUP, VERSION, "MetricValueList");
+            json!({"subresource": metric.to_string(), "responseKind": values, "verbs": ["get"]})
+        };
+        json!({
+            "resource": subject.resource(), "responseKind": kind("", "", ""), "scope": "Namespaced",
+            "singularResource": "", "verbs": [], "subresources": metrics.map(of_metric).collect::<Vec<_>>(),
+        })
+    };
+    let resources = [Subject::ImageGen, Subject::Pod].map(resource);
+    json!({
+        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": [{
+            "metadata": {"name": GROUP, "creationTimestamp": null},
+            "versions": [{"version": VERSION, "freshness": "Current", "resources": resources}],
+        }],
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_one_document_lists_the_same() {
+        let version = &aggregated()["items"][0]["versions"][0];
+        let mut names = Vec::new();
+        for resource in version["resources"].as_array().unwrap() {
+            for metric in resource["subresources"].as_array().unwrap() {
+                let (resource, metric) = (&resource["resource"], &metric["subresource"]);
+                names.push(format!("{}/{}", resource.as_str().unwrap(), metric.as_str().unwrap()));
+            }
+        }
+        let resources = resources();
+        let listed = resources["resources"].as_array().unwrap().iter();
+        assert_eq!(names, listed.map(|resource| resource["name"].as_str().unwrap()).collect::<Vec<_>>());
+        assert_eq!(version["version"], "v1beta2");
+    }
 
     #[test]
     fn every_metric_is_listed_for_each_subject() {

@@ -42,6 +42,8 @@ pub enum Form {
     List,
     /// As the table that `kubectl` prints.
     Table,
+    /// Groups, versions and resources in one document, which the API server asks for.
+    Discovery,
 }
 
 /// What a request asks for.
@@ -94,33 +96,37 @@ fn decoded(part: &str) -> String {
 ///
 /// # Errors
 /// [`Failure::NotAcceptable`] when it wants nothing that is served.
-pub fn form(headers: &HeaderMap) -> Result<Form, Failure> {
+pub fn form(headers: &HeaderMap, target: &Target) -> Result<Form, Failure> {
     let texts: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     if texts.is_empty() {
         return Ok(Form::List);
     }
     let ranges = texts.iter().flat_map(|text| text.split(','));
-    ranges.filter_map(served).next().ok_or_else(|| Failure::NotAcceptable(texts.join(",")))
+    ranges.filter_map(|range| served(range, target)).next().ok_or_else(|| Failure::NotAcceptable(texts.join(",")))
 }
 
-fn served(range: &str) -> Option<Form> {
+fn served(range: &str, target: &Target) -> Option<Form> {
     let mut parts = range.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
     if !["application/json", "application/*", "*/*"].contains(&media) {
         return None;
     }
-    let mut kind = None;
+    let (mut kind, mut group, mut version) = ("", "", "");
     for parameter in parts {
         match parameter.split_once('=').unwrap_or((parameter, "")) {
-            ("as", "Table") => kind = Some("Table"),
-            // Something of this API machinery that is not served.
-            ("as", _) => return None,
-            ("g", group) if group != "meta.k8s.io" => return None,
-            ("v", version) if version != "v1" => return None,
+            ("as", value) => kind = value,
+            ("g", value) => group = value,
+            ("v", value) => version = value,
             _ => {}
         }
     }
-    Some(if kind.is_some() { Form::Table } else { Form::List })
+    match (kind, group, version) {
+        ("", "", "") => Some(Form::List),
+        ("Table", "meta.k8s.io", "v1") => Some(Form::Table),
+        ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") if *target == Target::Groups => Some(Form::Discovery),
+        // Something of this API machinery that is not served.
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -191,7 +197,7 @@ mod tests {
     #[case::anything("application/vnd.kubernetes.protobuf, */*", Ok(Form::List))]
     #[case::a_table("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Ok(Form::Table))]
     #[case::an_older_table_first("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", Ok(Form::List))]
-    #[case::aggregated_discovery_first(
+    #[case::discovery_of_one_version(
         "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;q=0.7",
         Ok(Form::List)
     )]
@@ -201,6 +207,15 @@ mod tests {
         if !accept.is_empty() {
             headers.insert(header::ACCEPT, accept.parse().unwrap());
         }
-        assert_eq!(form(&headers).map_err(|_| ()), expected);
+        assert_eq!(form(&headers, &Target::Resources).map_err(|_| ()), expected);
+    }
+
+    #[test]
+    fn the_api_server_gets_all_groups_in_one_document() {
+        let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
+                      application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
+        let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
+        assert_eq!(form(&headers, &Target::Groups), Ok(Form::Discovery));
+        assert!(matches!(form(&headers, &Target::Resources), Err(Failure::NotAcceptable(_))));
     }
 }

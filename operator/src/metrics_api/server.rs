@@ -26,6 +26,8 @@ use super::{
 };
 use crate::{fleets::Fleets, metrics::Metrics, serving::Peer};
 
+const JSON: &str = "application/json";
+
 /// The values that a query asks for.
 pub type Values = Arc<dyn Fn(&Query) -> Result<Vec<Item>, Failure> + Send + Sync>;
 
@@ -67,18 +69,19 @@ impl MetricsApi {
     /// The answer to one request of a connection whose client showed the certificates of `peer`.
     pub async fn answer(self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
         let (parts, _) = request.into_parts();
-        let (code, body) = match self.document(&peer, &parts).await {
-            Ok(body) => (StatusCode::OK, body),
-            Err(failure) => (failure.code(), failure.status()),
+        let (code, media, body) = match self.document(&peer, &parts).await {
+            Ok((media, body)) => (StatusCode::OK, media, body),
+            Err(failure) => (failure.code(), JSON, failure.status()),
         };
         self.metrics.metrics_api_answered(code.as_u16());
         let mut response = Response::new(Body::new(http_body_util::Full::from(body.to_string())));
         *response.status_mut() = code;
-        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media));
         response
     }
 
-    async fn document(&self, peer: &[CertificateDer<'_>], parts: &Parts) -> Result<Value, Failure> {
+    /// The document that is asked for, and its media type.
+    async fn document(&self, peer: &[CertificateDer<'_>], parts: &Parts) -> Result<(&'static str, Value), Failure> {
         let front_proxy = self.front_proxy.borrow().clone().ok_or_else(|| {
             Failure::Unauthorized("the operator does not know yet how the API server vouches for callers".to_owned())
         })?;
@@ -86,19 +89,19 @@ impl MetricsApi {
         let user = user.map_err(Failure::Unauthorized)?;
         let target = request::target(&parts.method, &parts.uri)?;
         self.access.check(&user, &target).await?;
-        let form = request::form(&parts.headers)?;
-        match target {
-            Target::Groups => Ok(discovery::groups()),
-            Target::Group => Ok(discovery::group()),
-            Target::Resources => Ok(discovery::resources()),
+        let form = request::form(&parts.headers, &target)?;
+        let body = match target {
+            Target::Groups if form == Form::Discovery => return Ok((discovery::AGGREGATED, discovery::aggregated())),
+            Target::Groups => discovery::groups(),
+            Target::Group => discovery::group(),
+            Target::Resources => discovery::resources(),
             Target::Values(query) => {
                 let items = (self.values)(&query)?;
-                Ok(match form {
-                    Form::List => value::list(&items, Timestamp::now()),
-                    Form::Table => value::table(&items, Timestamp::now()),
-                })
+                let now = Timestamp::now();
+                if form == Form::Table { value::table(&items, now) } else { value::list(&items, now) }
             }
-        }
+        };
+        Ok((JSON, body))
     }
 }
 

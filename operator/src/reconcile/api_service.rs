@@ -75,8 +75,8 @@ pub struct Place {
 /// What to do with the APIService.
 #[derive(Clone, Debug, PartialEq)]
 enum Step {
-    /// It is as it should be.
-    Keep,
+    /// It is as it should be. When the API server cannot reach the operator through it, this is its complaint.
+    Keep { complaint: Option<String> },
     /// Apply this one.
     Apply(Box<APIService>),
     /// Leave the group to its owner.
@@ -143,7 +143,18 @@ fn step(found: &[APIService], place: &Place, wanted: APIService) -> Step {
         let ours = wanted.metadata.owner_references.as_deref().unwrap_or_default();
         found.spec == wanted.spec && ours.iter().all(|owner| owners.contains(owner))
     };
-    if ours.iter().any(|found| fits(&found)) { Step::Keep } else { Step::Apply(Box::new(wanted)) }
+    match ours.iter().find(fits) {
+        Some(found) => Step::Keep { complaint: complaint(found) },
+        None => Step::Apply(Box::new(wanted)),
+    }
+}
+
+/// Why the API server cannot reach what an APIService refers to.
+fn complaint(found: &APIService) -> Option<String> {
+    let conditions = found.status.as_ref()?.conditions.as_ref()?;
+    let found = conditions.iter().find(|condition| condition.type_ == "Available" && condition.status == "False")?;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Some(format!("{}: {}", text(&found.reason), text(&found.message)))
 }
 
 /// Whether some ImageGen wants an HPA.
@@ -242,7 +253,7 @@ impl Tender {
         let api: Api<APIService> = Api::all(self.client.clone());
         let found = api.list(&ListParams::default()).await?.items;
         match step(&found, &self.place, wanted(&self.place, owner, bundle)) {
-            Step::Keep => Ok(MetricsApiState::Ours),
+            Step::Keep { complaint } => Ok(complaint.map_or(MetricsApiState::Ours, MetricsApiState::Failed)),
             Step::Apply(wanted) => {
                 api.patch(&name(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&wanted)).await?;
                 info!(api_service = name(), "Applied the APIService of the metrics API.");
@@ -300,13 +311,26 @@ mod tests {
         .unwrap()
     }
 
+    fn with_condition(mut found: APIService, status: &str) -> APIService {
+        let condition = json!({
+            "type": "Available", "status": status, "reason": "FailedDiscoveryCheck", "message": "no route",
+        });
+        found.status = serde_json::from_value(json!({"conditions": [condition]})).unwrap();
+        found
+    }
+
     fn leave(name: &str) -> Step {
         Step::Leave { api_service: name.into(), service: "Service monitoring/adapter".into() }
     }
 
     #[rstest]
     #[case::none_of_the_group(vec![other("v1", "apps"), other("v1beta1", "external.metrics.k8s.io")], Step::Apply(Box::new(ours("new"))))]
-    #[case::as_it_should_be(vec![ours("new")], Step::Keep)]
+    #[case::as_it_should_be(vec![ours("new")], Step::Keep { complaint: None })]
+    #[case::out_of_reach(
+        vec![with_condition(ours("new"), "False")],
+        Step::Keep { complaint: Some("FailedDiscoveryCheck: no route".into()) }
+    )]
+    #[case::within_reach(vec![with_condition(ours("new"), "True")], Step::Keep { complaint: None })]
     #[case::with_an_older_authority(vec![ours("old")], Step::Apply(Box::new(ours("new"))))]
     #[case::an_adapter_in_another_version(vec![other("v1beta1", GROUP)], leave("v1beta1.custom.metrics.k8s.io"))]
     #[case::an_adapter_in_our_version(vec![other(VERSION, GROUP)], leave("v1beta2.custom.metrics.k8s.io"))]

@@ -1,6 +1,7 @@
 //! The cases of `tests/api.rs`, and what they share.
 
 mod children;
+mod hpa;
 mod leadership;
 mod limits;
 mod status;
@@ -54,6 +55,7 @@ pub(crate) fn all() -> Vec<Case> {
         case!(limits::an_unreadable_imagegen_disturbs_no_other, alone),
         case!(status::the_status_follows_the_deployment_sparingly),
         case!(status::a_missing_claim_is_named_and_found_later),
+        case!(hpa::an_hpa_scales_a_fleet_through_the_metrics_api, alone),
         case!(leadership::of_two_operators_one_leads_and_the_other_takes_over),
         case!(leadership::a_leader_that_lost_its_lease_ends),
         case!(leadership::a_lost_authority_comes_back),

@@ -61,6 +61,7 @@ impl ApiServer {
         let service_accounts = rcgen::KeyPair::generate().unwrap();
         fs::write(path("sa.key"), service_accounts.serialize_pem()).unwrap();
         fs::write(path("sa.pub"), service_accounts.public_key_pem()).unwrap();
+        write_front_proxy(dir.path());
 
         let (client_port, peer_port, port) = (free_port(), free_port(), free_port());
         let (clients, peers) = (format!("http://127.0.0.1:{client_port}"), format!("http://127.0.0.1:{peer_port}"));
@@ -95,6 +96,14 @@ impl ApiServer {
                 "--service-account-issuer=https://kubernetes.default.svc".into(),
                 format!("--service-account-key-file={}", path("sa.pub")),
                 format!("--service-account-signing-key-file={}", path("sa.key")),
+                // What aggregated APIs need.
+                format!("--requestheader-client-ca-file={}", path("front-proxy-ca.crt")),
+                "--requestheader-allowed-names=front-proxy-client".into(),
+                "--requestheader-username-headers=X-Remote-User".into(),
+                "--requestheader-group-headers=X-Remote-Group".into(),
+                "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+                format!("--proxy-client-cert-file={}", path("front-proxy-client.crt")),
+                format!("--proxy-client-key-file={}", path("front-proxy-client.key")),
             ],
         );
         let mut server = Self { dir, etcd, apiserver, port };
@@ -173,9 +182,69 @@ impl ApiServer {
         before
     }
 
+    /// Starts kube-controller-manager with these of its controllers.
+    pub(crate) fn controllers(&self, names: &[&str]) -> Controllers {
+        let flags = [
+            format!("--kubeconfig={}", self.kubeconfig(ADMIN).display()),
+            format!("--controllers={}", names.join(",")),
+            "--horizontal-pod-autoscaler-sync-period=1s".into(),
+            "--leader-elect=false".into(),
+            "--secure-port=0".into(),
+        ];
+        let log = self.dir.path().join("kube-controller-manager.log");
+        Controllers { child: spawn(&hyperkube(), "kube-controller-manager", self.dir.path(), &flags), log }
+    }
+
+    /// What kubectl prints for the administrator, or its complaint.
+    pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = tokio::process::Command::new(hyperkube());
+        command.arg0("kubectl").arg("--kubeconfig").arg(self.kubeconfig(ADMIN)).args(arguments);
+        let output = command.output().await.expect("kubectl can be started");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
     /// Where processes of a test may log.
     pub(crate) fn folder(&self) -> &Path {
         self.dir.path()
+    }
+}
+
+/// A running kube-controller-manager, stopped when dropped.
+pub(crate) struct Controllers {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Drop for Controllers {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), tail(&fs::read_to_string(&self.log).unwrap_or_default()));
+        }
+    }
+}
+
+/// An authority, and the certificate with which the API server vouches for the callers of aggregated APIs.
+fn write_front_proxy(dir: &Path) {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let pem = authority.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::from_ca_cert_pem(&pem, key).unwrap();
+    let mut client = CertificateParams::default();
+    client.distinguished_name.push(DnType::CommonName, "front-proxy-client");
+    let key = KeyPair::generate().unwrap();
+    let leaf = client.signed_by(&key, &issuer).unwrap().pem();
+    let files = [
+        ("front-proxy-ca.crt", pem),
+        ("front-proxy-client.crt", leaf),
+        ("front-proxy-client.key", key.serialize_pem()),
+    ];
+    for (name, text) in files {
+        fs::write(dir.join(name), text).unwrap();
     }
 }
 

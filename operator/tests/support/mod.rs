@@ -2,6 +2,7 @@
 //! they would write, tests write themselves.
 
 pub(crate) mod apiserver;
+pub(crate) mod node;
 pub(crate) mod operator;
 
 use std::{
