@@ -8,7 +8,7 @@ use tower::{Layer, Service};
 use crate::metrics::{ApiCall, Metrics};
 
 /// The resources that the operator speaks of. Anything else counts as `other`, which keeps the label closed.
-const RESOURCES: [&str; 18] = [
+const RESOURCES: [&str; 19] = [
     "apiservices",
     "clusterroles",
     "configmaps",
@@ -23,6 +23,7 @@ const RESOURCES: [&str; 18] = [
     "persistentvolumeclaims",
     "poddisruptionbudgets",
     "pods",
+    "scaledobjects",
     "secrets",
     "services",
     "subjectaccessreviews",

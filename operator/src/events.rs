@@ -7,7 +7,7 @@ use kube::{
 };
 use tracing::debug;
 
-use crate::crd::{ConditionType, ImageGen, ImageGenStatus};
+use crate::crd::{ConditionType, ImageGen, ImageGenStatus, ScalingEvent};
 
 /// The longest note that the API server takes.
 const MAX_NOTE_BYTES: usize = 1024;
@@ -24,7 +24,7 @@ pub struct Notice {
 }
 
 /// What changed between two statuses: each condition whose status or reason is another, most important first. The same
-/// trouble in two conditions is told once.
+/// trouble in two conditions is told once. Then the newest change of the number of workers.
 #[must_use]
 pub fn notices(old: Option<&ImageGenStatus>, new: &ImageGenStatus) -> Vec<Notice> {
     let find = |status: &ImageGenStatus, kind: &str| -> Option<Condition> {
@@ -49,6 +49,13 @@ pub fn notices(old: Option<&ImageGenStatus>, new: &ImageGenStatus) -> Vec<Notice
         if !notices.iter().any(told) {
             notices.push(notice);
         }
+    }
+    let newest = |status: &ImageGenStatus| status.scaling_history.first().cloned();
+    let before = old.and_then(newest);
+    if let Some(ScalingEvent { from, to, reason, .. }) = newest(new).filter(|event| before.as_ref() != Some(event)) {
+        let note = shortened(format!("from {from} to {to} workers: {reason}"));
+        let reason = if to > from { "ScaledUp" } else { "ScaledDown" };
+        notices.push(Notice { warning: false, reason: reason.to_owned(), note });
     }
     notices
 }

@@ -1,6 +1,6 @@
 //! What the operator tells Prometheus about itself. Every label has a closed set of values.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Ordering, sync::Arc, time::Duration};
 
 use prometheus_client::{
     collector::Collector,
@@ -28,6 +28,12 @@ struct Failure {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Decided {
+    decision: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Readiness {
     ready: &'static str,
 }
@@ -52,6 +58,7 @@ pub struct Metrics {
     leader: Gauge,
     metrics_api_answers: Family<[(&'static str, String); 1], Counter>,
     keda_answers: Family<[(&'static str, &'static str); 1], Counter>,
+    scaling_decisions: Family<Decided, Counter>,
     /// Calls to the API server, watches and the leader election included.
     pub api_requests: Family<ApiCall, Counter>,
 }
@@ -67,6 +74,7 @@ impl Metrics {
             leader: Gauge::default(),
             metrics_api_answers: Family::default(),
             keda_answers: Family::default(),
+            scaling_decisions: Family::default(),
             api_requests: Family::default(),
         };
         let seconds = metrics.reconcile_seconds.clone();
@@ -78,6 +86,10 @@ impl Metrics {
         let help = "Answers of the custom metrics API, by HTTP status";
         registry.register("metrics_api_answers", help, metrics.metrics_api_answers.clone());
         registry.register("keda_answers", "Answers to KEDA, by gRPC status", metrics.keda_answers.clone());
+        let decisions = metrics.scaling_decisions.clone();
+        let help =
+            "Decisions about the number of workers in mode Operator, by what came of them (up, down, stay) and why";
+        registry.register("scaling_decisions", help, decisions);
         let requests = metrics.api_requests.clone();
         registry.register("api_requests", "Calls to the API server, by verb and resource", requests);
         metrics
@@ -118,6 +130,22 @@ impl Metrics {
             _ => "Other",
         };
         self.keda_answers.get_or_create(&[("code", code)]).inc();
+    }
+
+    /// Adds the number of open report streams.
+    pub fn register_streams(registry: &mut Registry, open: Gauge) {
+        let registry = registry.sub_registry_with_prefix("imagegen_operator");
+        registry.register("report_streams", "Report streams of workers that are open", open);
+    }
+
+    /// Notes one decision about the number of workers.
+    pub fn decided(&self, reason: &'static str, change: Ordering) {
+        let decision = match change {
+            Ordering::Less => "down",
+            Ordering::Equal => "stay",
+            Ordering::Greater => "up",
+        };
+        self.scaling_decisions.get_or_create(&Decided { decision, reason }).inc();
     }
 
     /// Notes whether this pod writes.
@@ -171,6 +199,8 @@ mod tests {
         Metrics::register_counts(&mut registry, || Counts { ready: 3, not_ready: 1, unknown: 0 });
         metrics.reconciled(Duration::from_millis(20), Some("Transient"));
         metrics.leads(true);
+        metrics.decided("Backlog", Ordering::Greater);
+        Metrics::register_streams(&mut registry, Gauge::default());
         metrics.api_requests.get_or_create(&ApiCall { verb: "patch", resource: "deployments" }).inc();
         metrics.metrics_api_answered(503);
         metrics.keda_answered(Code::Unavailable);
@@ -182,6 +212,8 @@ mod tests {
             "imagegen_operator_reconcile_errors_total{category=\"Transient\"} 1",
             "imagegen_operator_reconciling 1",
             "imagegen_operator_leader 1",
+            "imagegen_operator_scaling_decisions_total{decision=\"up\",reason=\"Backlog\"} 1",
+            "imagegen_operator_report_streams 0",
             "imagegen_operator_api_requests_total{verb=\"patch\",resource=\"deployments\"} 1",
             "imagegen_operator_metrics_api_answers_total{code=\"503\"} 1",
             "imagegen_operator_keda_answers_total{code=\"Unavailable\"} 1",

@@ -19,15 +19,21 @@ use kube::{
     },
 };
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::WatchStream;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use crate::{
     FIELD_MANAGER,
     api_calls::CountCalls,
-    autoscale::reports::{Reports, identity},
+    autoscale::{
+        self,
+        reports::{Reports, identity},
+    },
     caches::{Caches, Guarded, watch},
     cli::RunArgs,
     fleets::Fleets,
@@ -71,9 +77,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let drained = CancellationToken::new();
     let writers = TaskTracker::new();
 
-    let mut scopes = Vec::new();
+    let reports = Reports::default();
+    let (show, identity) = watch::channel(None);
+    let (mut scopes, mut contexts) = (Vec::new(), Vec::new());
     for namespace in namespaces(&args) {
         let (caches, controller) = watch(&client, namespace.as_deref());
+        let (wake, woken) = mpsc::unbounded_channel();
         let context = Context::new(
             client.clone(),
             caches.clone(),
@@ -83,7 +92,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             metrics.clone(),
             recorder(&client, &args.pod_name),
         );
-        let context = Arc::new(context.with_metrics_api(metrics_api.clone()));
+        let context = context.with_metrics_api(metrics_api.clone()).with_scaling(reports.clone(), wake);
+        let context = Arc::new(context);
+        let controller = controller.reconcile_on(UnboundedReceiverStream::new(woken));
+        contexts.push(context.clone());
+        supervisor.spawn("worker reports", reports.clone().run(caches.clone(), identity.clone(), stop.clone()));
         let running = drive(controller, context, args.concurrency, stop.clone());
         supervisor.spawn(
             "controller",
@@ -94,7 +107,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         );
         scopes.push(caches);
     }
-    writers.close();
     let (all_written, release) = (writers.clone(), drained.clone());
     let stopping = stop.clone();
     supervisor.spawn("drain", async move {
@@ -111,9 +123,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &args.namespace);
     let service = args.serve.service_name.as_deref();
     let serving = service.map(|service| pki::serving::serving_name(service, &args.namespace));
-    let (publish_identity, client_certificate) = watch::channel(None);
-    let reading = identity::run(secrets.clone(), authority.clone(), publish_identity, stop.clone());
-    supervisor.spawn("client certificate", reading);
+    let client_certificate = identity::run(secrets.clone(), authority.clone(), show, stop.clone());
+    supervisor.spawn("client certificate", client_certificate);
     let certificates = pki::store::run(secrets, serving, publish, leadership.clone(), stop.clone());
     supervisor.spawn("certificates", certificates);
     if let Some(place) = api_service_place(&args) {
@@ -121,17 +132,16 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         let tending = api_service::run(client.clone(), scopes, place, authority, leadership, publish_api, stop.clone());
         supervisor.spawn("APIService", tending);
     }
-    let reports = Reports::default();
-    for caches in &scopes {
-        let streams = reports.clone().run(caches.clone(), client_certificate.clone(), stop.clone());
-        supervisor.spawn("worker reports", streams);
-    }
-    let fleets = Fleets::new(scopes.clone().into(), reports);
+    let scaling = writers.track_future(autoscale::run::run(contexts, reports.clone(), stop.clone()));
+    supervisor.spawn("autoscale", scaling);
+    writers.close();
+    let fleets = Fleets::new(scopes.clone().into(), reports.clone());
     serve::start(&args, &client, fleets, metrics.clone(), &mut supervisor).await?;
     supervisor.spawn("leader gauge", watch_leadership(leadership.clone(), metrics, stop.clone()));
 
     let (synced, ready) = watch::channel(false);
     supervisor.spawn("cache sync", wait_for_caches(scopes.clone(), synced, stop.clone()));
+    Metrics::register_streams(&mut registry, reports.open_streams());
     Metrics::register_counts(&mut registry, move || count(&scopes));
     let page = Page {
         registry: Arc::new(registry),

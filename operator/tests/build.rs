@@ -28,7 +28,7 @@ fn operator() -> OperatorSettings {
 }
 
 fn shared_claim() -> Facts {
-    Facts { claim: ClaimFact::Found { access_modes: vec!["ReadWriteMany".into()] } }
+    Facts { claim: ClaimFact::Found { access_modes: vec!["ReadWriteMany".into()] }, ..Facts::default() }
 }
 
 /// The ImageGen that the API server would store. Its name is not that of anything else here, so that swapped names show.
@@ -133,11 +133,10 @@ fn allocator_settings_that_only_the_schema_stops_are_refused_all_the_same() {
 #[case::small_weights(&with("worker: {textEncoder: {weights: Int4}}"), "spec.worker.textEncoder.weights")]
 #[case::mixed_weights(&with("worker: {device: Cpu, textEncoder: {weights: BFloat16}}"), "spec.worker.textEncoder.weights")]
 #[case::pool_overhead(&with("worker: {poolOverhead: {trimAbove: 0.3}}"), "spec.worker.poolOverhead")]
-#[case::the_operators_autoscaler(&with("autoscaling: {mode: Operator, maxReplicas: 3}"), "spec.autoscaling.mode")]
+#[case::the_operators_way_to_zero(&with("autoscaling: {mode: Operator, minReplicas: 0, maxReplicas: 3}"), "spec.autoscaling.minReplicas")]
 #[case::scale_to_zero(&with("autoscaling: {mode: Disabled, minReplicas: 0, scaleToZero: {maxHeld: 3}}"), "spec.autoscaling.scaleToZero")]
 #[case::recycling(&with("recycle: {schedule: 0 3 * * *}"), "spec.recycle")]
 #[case::roll_back(&with("rollout: {onFailure: RollBack}"), "spec.rollout.onFailure")]
-#[case::suspending(&with("suspend: true"), "spec.suspend")]
 fn what_is_not_served_yet_is_refused_by_name(#[case] spec: &str, #[case] field: &str) {
     let allowed = OperatorSettings { allow_host_path: true, ..operator() };
     let refused = refusals(spec, &Facts::default(), &allowed);
@@ -188,12 +187,12 @@ fn more_rights_than_a_restricted_pod_has_need_a_flag(#[case] spec: &str, #[case]
 #[test]
 fn a_refusal_tells_everything_that_is_wrong_at_once() {
     let spec = with(
-        "suspend: true\nworker: {textEncoder: {residency: Offloaded}, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
+        "worker: {textEncoder: {residency: Offloaded}, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
     );
     let fields: Vec<_> =
         refusals(&spec, &Facts::default(), &operator()).into_iter().map(|refusal| refusal.field).collect();
     let podded = "spec.worker.podTemplate.securityContext.runAsUser";
-    assert_eq!(fields, ["spec.worker.textEncoder.residency", "spec.suspend", podded, "spec.drainTimeout"]);
+    assert_eq!(fields, ["spec.worker.textEncoder.residency", podded, "spec.drainTimeout"]);
 }
 
 #[rstest]
@@ -210,8 +209,10 @@ fn a_claim_serves_as_many_workers_as_its_access_modes_allow(
     #[case] reason: Option<Reason>,
 ) {
     let spec = format!("model: {{source: {{persistentVolumeClaim: {{claimName: z}}}}}}\n{extra}");
-    let facts =
-        Facts { claim: ClaimFact::Found { access_modes: modes.iter().map(|mode| (*mode).to_owned()).collect() } };
+    let facts = Facts {
+        claim: ClaimFact::Found { access_modes: modes.iter().map(|mode| (*mode).to_owned()).collect() },
+        ..Facts::default()
+    };
     let found = validate(&imagegen(&spec), &facts, &operator()).err();
     assert_eq!(found.map(|refusals| refusals[0].reason), reason);
 }
@@ -219,7 +220,7 @@ fn a_claim_serves_as_many_workers_as_its_access_modes_allow(
 #[test]
 fn a_missing_claim_is_named() {
     let spec = "model: {source: {persistentVolumeClaim: {claimName: z}}}";
-    let refused = refusals(spec, &Facts { claim: ClaimFact::Missing }, &operator());
+    let refused = refusals(spec, &Facts { claim: ClaimFact::Missing, ..Facts::default() }, &operator());
     assert_eq!(refused[0].reason, Reason::ClaimNotFound);
     assert!(refused[0].message.contains("PersistentVolumeClaim z"), "{}", refused[0]);
 }

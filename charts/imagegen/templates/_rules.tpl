@@ -29,9 +29,21 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch]
+# Pods are patched for their deletion cost and the name of their drain.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
+# The size goes into spec.replicas once, when a user leaves mode Operator.
+- apiGroups: [imagegen.dev]
+  resources: [imagegens/scale]
+  verbs: [patch]
+# Other autoscalers that move the same workers.
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list]
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [list]
 # Access modes of the model's claim.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

@@ -29,6 +29,8 @@ const ROUNDING: f64 = 1e-6;
 pub struct Decision {
     /// The size from now on.
     pub replicas: u32,
+    /// The size until now.
+    pub before: u32,
     /// What decided, for metrics.
     pub class: ReasonClass,
     /// What decided, for people, with the numbers.
@@ -107,6 +109,7 @@ pub fn decide(load: &Load, spec: &ScalingSpec, current: u32, history: &History, 
     };
     Decision {
         replicas,
+        before: current,
         class,
         reason: case.sentence(&need, wanted, replicas, class),
         next_look: case.next_look(step.until),

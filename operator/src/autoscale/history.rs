@@ -108,6 +108,6 @@ fn push(looks: &mut VecDeque<Look>, look: Look, since: Duration, obsolete: impl 
 }
 
 fn newest_within(looks: &VecDeque<Look>, window: Duration, now: Duration) -> Option<(u32, Duration)> {
-    let first = looks.iter().find(|look| look.at + window >= now)?;
+    let first = looks.iter().find(|look| look.at + window > now)?;
     Some((first.wanted, first.at + window))
 }

@@ -4,12 +4,17 @@
 //! pods + reports -fleet-> Worker* -load(pure)-> Load -decide(pure: load, spec, history, now)-> Decision -effects-> size
 //! ```
 
+pub mod conflict;
 pub mod decide;
+pub mod drain;
 pub mod fleet;
 pub mod history;
 pub mod load;
 pub mod reports;
+pub mod run;
+pub mod scaler;
 pub mod spec;
+pub mod view;
 
 #[cfg(test)]
 pub(crate) mod samples;

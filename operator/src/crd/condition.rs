@@ -97,6 +97,18 @@ pub enum Reason {
     MetricsAPIOwnedByOther,
     /// The operator's metrics API could not be put into the cluster.
     MetricsAPIFailed,
+    /// The operator decides about the number of workers, from what they report.
+    FollowingLoad,
+    /// Workers that were asked for do not come up: no node has a free GPU for them, or they load for too long.
+    InsufficientGPU,
+    /// spec.replicas was edited, which has no effect in mode Operator.
+    ReplicasIgnored,
+    /// No worker reports, so nothing is decided.
+    ReportsMissing,
+    /// Another autoscaler moves the same workers.
+    ConflictingAutoscaler,
+    /// spec.suspend holds the size at 0.
+    Suspended,
     /// The owner of the scale subresource decides about the number of workers.
     ScaledExternally,
 }

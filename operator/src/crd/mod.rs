@@ -101,7 +101,7 @@ pub struct ImageGenSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: u32,
-    /// Drains all workers and keeps everything else, pausing autoscaling.
+    /// Drains all workers and keeps everything else, pausing autoscaling. In mode Operator the size begins again at minReplicas afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
     /// Who decides about the number of workers. Absent: spec.replicas does.

@@ -74,6 +74,10 @@ pub struct ImageGenStatus {
     /// Work, over all workers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub demand: Option<DemandStatus>,
+    /// Seconds that the slowest worker took from the start of its process to its first serving. A worker that takes more than twice as long counts as one that does not come up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub load_seconds: Option<f64>,
     /// The last changes of the number of workers, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]

@@ -9,18 +9,28 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
-    Client,
+    Client, Resource as _,
     api::DynamicObject,
     runtime::{events::Recorder, reflector::ObjectRef},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{
-    api_service::MetricsApiState, apply::Memory, error::Error, types::OperatorSettings, write_status::Written,
+    api_service::MetricsApiState,
+    apply::Memory,
+    error::Error,
+    observe::{Owner, owner},
+    types::OperatorSettings,
+    write_status::Written,
 };
 use crate::{
+    autoscale::{
+        reports::{Key, Moment, Reports},
+        scaler::{Looked, Scaler, Seen},
+    },
     backoff::Backoff,
-    caches::Caches,
+    caches::{Caches, Guarded, filtered},
+    crd::ImageGen,
     lease::Leadership,
     metrics::Metrics,
     pki::{cert::Authority, store::CurrentAuthority},
@@ -44,14 +54,17 @@ pub struct Context {
     pub metrics: Metrics,
     /// Writes Kubernetes Events.
     pub recorder: Recorder,
+    /// What the workers report.
+    pub reports: Reports,
+    /// The sizes.
+    pub(super) scaler: Scaler,
+    wake: mpsc::UnboundedSender<ObjectRef<Guarded>>,
     objects: Mutex<HashMap<Key, Tracked>>,
     authority_missed: OnceLock<Instant>,
 }
 
 /// How long a new leader gets to read or make the certificate authority before its absence is an error.
 const AUTHORITY_GRACE: Duration = Duration::from_secs(15);
-
-type Key = (String, String);
 
 /// What is remembered of one ImageGen.
 #[derive(Debug, Default)]
@@ -97,6 +110,9 @@ impl Context {
             metrics_api: watch::channel(MetricsApiState::NotWanted).1,
             metrics,
             recorder,
+            reports: Reports::default(),
+            scaler: Scaler::default(),
+            wake: mpsc::unbounded_channel().0,
             objects: Mutex::default(),
             authority_missed: OnceLock::new(),
         }
@@ -106,6 +122,12 @@ impl Context {
     #[must_use]
     pub fn with_metrics_api(self, metrics_api: watch::Receiver<MetricsApiState>) -> Self {
         Self { metrics_api, ..self }
+    }
+
+    /// With the reports of workers to decide on, and a way to wake the controller.
+    #[must_use]
+    pub fn with_scaling(self, reports: Reports, wake: mpsc::UnboundedSender<ObjectRef<Guarded>>) -> Self {
+        Self { reports, wake, ..self }
     }
 
     /// What is remembered of an object, out of the map: one object is never reconciled twice at a time.
@@ -135,7 +157,38 @@ impl Context {
     /// Drops what is remembered of an object that is gone.
     pub fn forget(&self, object: &ObjectRef<DynamicObject>) {
         let namespace = object.namespace.clone().unwrap_or_default();
-        self.objects().remove(&(namespace, object.name.clone()));
+        let key = (namespace, object.name.clone());
+        self.objects().remove(&key);
+        self.scaler.forget(&key);
+    }
+
+    /// Reconciles an ImageGen soon.
+    pub fn wake(&self, object: ObjectRef<Guarded>) {
+        // Without a controller to wake the process is ending.
+        let _ = self.wake.send(object);
+    }
+
+    /// Namespace and name of every ImageGen that can be read and is not being deleted.
+    pub fn imagegens(&self) -> Vec<Key> {
+        let readable =
+            filtered(&self.caches.imagegens, |found| found.0.is_ok() && found.meta().deletion_timestamp.is_none());
+        readable.iter().map(|found| key(found.meta())).collect()
+    }
+
+    /// Looks at one ImageGen, as the caches have it; `None` when it is not there, or cannot be read.
+    pub fn look(&self, key: &Key, now: Moment) -> Option<Looked> {
+        let found = self.caches.imagegens.get(&ObjectRef::new(&key.1).within(&key.0))?;
+        let imagegen = found.0.as_ref().ok().filter(|ig| ig.metadata.deletion_timestamp.is_none())?;
+        Some(self.look_at(imagegen, key, now))
+    }
+
+    /// Looks at `imagegen`.
+    pub(super) fn look_at(&self, imagegen: &ImageGen, key: &Key, now: Moment) -> Looked {
+        let deployment = self.caches.deployments.get(&ObjectRef::new(&key.1).within(&key.0));
+        let ours = deployment.as_deref().filter(|deployment| owner(*deployment, imagegen) == Owner::Us);
+        let (workers, pods) = (self.reports.fleet(&key.0, &key.1, now), self.reports.pods(&key.0, &key.1));
+        let seen = Seen { imagegen, deployment: ours, workers: &workers, pods: &pods };
+        self.scaler.look(key, &seen, now)
     }
 
     fn objects(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Tracked>> {

@@ -21,17 +21,26 @@ use std::{
 };
 
 use jiff::Timestamp;
-use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::controller::Action,
+};
 use tokio::time;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 pub use self::context::Context;
 use self::{
     context::Tracked,
     error::{Category, Error},
-    types::{Applied, ApplyFailureCause, Fleet, Refusal, Validated},
+    types::{Applied, ApplyFailureCause, Fleet, Refusal, Size, Validated},
 };
-use crate::{caches::Guarded, crd::ImageGen};
+use crate::{
+    FIELD_MANAGER,
+    autoscale::{self, reports::Moment},
+    caches::Guarded,
+    crd::{AutoscalingMode, ImageGen},
+};
 
 /// The longest reconcile. Less than the grace of a stop, so that a stopping operator writes nothing after its end.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -41,6 +50,8 @@ const RESYNC: Duration = Duration::from_secs(600);
 const PODS_PENDING: Duration = Duration::from_secs(10);
 /// How soon something that is not watched is looked at again: a missing claim, a foreign object in our place.
 const UNWATCHED: Duration = Duration::from_secs(15);
+/// How soon other autoscalers, which are not watched, are looked for again.
+const AUTOSCALERS: Duration = Duration::from_secs(60);
 /// How soon a reconcile is tried again that came while the lease was about to be renewed, or right after it was won.
 const LAPSED: Duration = Duration::from_secs(2);
 
@@ -93,14 +104,69 @@ async fn one(ig: &ImageGen, ctx: &Context, tracked: &mut Tracked) -> Result<Acti
 
 async fn steps(ig: &ImageGen, ctx: &Context, tracked: &mut Tracked) -> Result<Action, Error> {
     let namespace = ig.namespace().unwrap_or_default();
-    let (facts, mut fleet) = futures::try_join!(
+    if let Some(size) = handed_over(ig) {
+        return hand_over(ig, ctx, &namespace, size).await;
+    }
+    let (mut facts, mut fleet, conflict) = futures::try_join!(
         observe::facts(&ctx.client, ig, &namespace),
         observe::fleet(&ctx.client, &ctx.caches, ig, &namespace),
+        conflict(ig, ctx, &namespace),
     )?;
+    let key = (namespace.clone(), ig.name_any());
+    ctx.scaler.contested(&key, conflict);
+    let looked = ctx.look_at(ig, &key, Moment::now());
+    if !looked.actions.is_empty() {
+        // The loop tells the workers.
+        ctx.reports.nudge(&key);
+    }
+    facts.size = Some(Size { desired: looked.view.desired, replicas: looked.view.replicas });
+    fleet.scaling = looked.view;
     fleet.metrics_api = ctx.metrics_api.borrow().clone();
     match validate::validate(ig, &facts, &ctx.settings) {
         Err(refusals) => refused(ig, ctx, &refusals, &fleet, tracked).await,
-        Ok(validated) => accepted(ig, ctx, &namespace, &validated, &fleet, tracked).await,
+        // Boxed: it holds every child.
+        Ok(validated) => Box::pin(accepted(ig, ctx, &namespace, &validated, &fleet, tracked)).await,
+    }
+}
+
+fn mode(ig: &ImageGen) -> AutoscalingMode {
+    ig.spec.autoscaling.as_ref().map_or(AutoscalingMode::Disabled, |scaling| scaling.mode)
+}
+
+/// Another autoscaler that is in the way, if somebody steers the number of workers at all.
+async fn conflict(ig: &ImageGen, ctx: &Context, namespace: &str) -> Result<Option<String>, Error> {
+    let mode = mode(ig);
+    if mode == AutoscalingMode::Disabled {
+        return Ok(None);
+    }
+    let all = observe::autoscalers(&ctx.client, ig, namespace).await?;
+    Ok(autoscale::conflict::find(mode, &ig.name_any(), &all))
+}
+
+/// The size to write into spec.replicas: when a user has just left mode Operator, the one in force, so that leaving it
+/// starts and stops nothing.
+fn handed_over(ig: &ImageGen) -> Option<u32> {
+    let status = ig.status.as_ref()?;
+    let left = status.autoscaling_mode == Some(AutoscalingMode::Operator) && mode(ig) != AutoscalingMode::Operator;
+    let size = u32::try_from(status.desired_replicas).ok()?;
+    // 0 is the size of a suspended one, which is no size to go on with.
+    (left && size > 0 && size != ig.spec.replicas).then_some(size)
+}
+
+/// The one time that the operator writes spec.replicas.
+async fn hand_over(ig: &ImageGen, ctx: &Context, namespace: &str, size: u32) -> Result<Action, Error> {
+    let api: Api<ImageGen> = Api::namespaced(ctx.client.clone(), namespace);
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let patch = Patch::Merge(serde_json::json!({"spec": {"replicas": size}}));
+    match api.patch_scale(&ig.name_any(), &params, &patch).await {
+        // The edit reconciles it again.
+        Ok(_) => {
+            info!(name = ig.name_any(), namespace, size, "Handed the size over to spec.replicas.");
+            Ok(Action::requeue(LAPSED))
+        }
+        Err(source) => {
+            Err(Error::Write { what: format!("scale of ImageGen {}", ig.name_any()), source: Box::new(source) })
+        }
     }
 }
 
@@ -135,6 +201,9 @@ async fn accepted(
     let target = apply::Target { client: &ctx.client, caches: &ctx.caches, imagegen: ig, namespace };
     let applied = Box::pin(apply::apply(target, &desired, &authority, &mut tracked.memory)).await?;
     let applied = Applied { rollout, ..applied };
+    if let Some(deployment) = &applied.deployment {
+        ctx.scaler.applied(&(namespace.to_owned(), ig.name_any()), deployment);
+    }
     let next = status::status(ig, validated, &applied, fleet, Timestamp::now());
     let due = write_status::write(ctx, ig, next, tracked).await?;
     if let Some(refused) = refusal(&applied) {
@@ -142,9 +211,10 @@ async fn accepted(
     }
     let pending = observe::waits_for_pods(fleet).then_some(PODS_PENDING);
     let contested = tracked.memory.contested.then_some(apply::DRIFT_PAUSE);
+    let steered = (validated.autoscaling_mode != AutoscalingMode::Disabled).then_some(AUTOSCALERS);
     // Spread, so that the ImageGens of an operator that starts are not looked at together for ever.
     let resync = Some(RESYNC.mul_f64(rand::random_range(0.8..1.2)));
-    Ok(soonest([pending, contested, due, resync]).map_or_else(Action::await_change, Action::requeue))
+    Ok(soonest([pending, contested, due, steered, resync]).map_or_else(Action::await_change, Action::requeue))
 }
 
 fn refusal(applied: &Applied) -> Option<Error> {

@@ -5,11 +5,14 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::core::v1::{Event, PersistentVolumeClaim, Pod, Secret},
+    api::{
+        autoscaling::v2::HorizontalPodAutoscaler,
+        core::v1::{Event, PersistentVolumeClaim, Pod, Secret},
+    },
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    api::ListParams,
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
     runtime::reflector::{ObjectRef, Store},
 };
 
@@ -19,6 +22,7 @@ use super::{
     types::{ClaimFact, Facts, Fleet},
 };
 use crate::{
+    autoscale::conflict::{Autoscaler, TargetRef},
     caches::{Caches, filtered},
     crd::ImageGen,
 };
@@ -50,7 +54,55 @@ pub async fn facts(client: &Client, ig: &ImageGen, namespace: &str) -> Result<Fa
             )
         }
     };
-    Ok(Facts { claim })
+    Ok(Facts { claim, size: None })
+}
+
+/// The autoscalers of a namespace.
+///
+/// # Errors
+/// When they cannot be listed. KEDA need not be there.
+pub async fn autoscalers(client: &Client, ig: &ImageGen, namespace: &str) -> Result<Vec<Autoscaler>, Error> {
+    let hpas: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), namespace);
+    let scaled = ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("keda.sh", "v1alpha1", "ScaledObject"),
+        "scaledobjects",
+    );
+    let scaled: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &scaled);
+    let all = ListParams::default();
+    let (hpas, scaled) = futures::join!(hpas.list(&all), scaled.list(&all));
+    let mut found = Vec::new();
+    for hpa in hpas.map_err(|error| unread("HorizontalPodAutoscalers".to_owned(), error))? {
+        let made_by = hpa.owner_references().iter().find(|owner| owner.kind == "ScaledObject");
+        let target = hpa.spec.as_ref().map(|spec| &spec.scale_target_ref);
+        found.push(Autoscaler {
+            kind: "HorizontalPodAutoscaler",
+            name: hpa.name_any(),
+            target: target.map_or_else(TargetRef::default, |target| TargetRef {
+                api_version: target.api_version.clone(),
+                kind: Some(target.kind.clone()),
+                name: target.name.clone(),
+            }),
+            made_by: made_by.map(|owner| owner.name.clone()),
+            ours: owner(&hpa, ig) == Owner::Us,
+        });
+    }
+    let scaled = match scaled {
+        Ok(scaled) => scaled.items,
+        // No KEDA in this cluster.
+        Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+        Err(error) => return Err(unread("ScaledObjects".to_owned(), error)),
+    };
+    for object in scaled {
+        let target = object.data["spec"]["scaleTargetRef"].clone();
+        found.push(Autoscaler {
+            kind: "ScaledObject",
+            name: object.name_any(),
+            target: serde_json::from_value(target).unwrap_or_default(),
+            made_by: None,
+            ours: owner(&object, ig) == Owner::Us,
+        });
+    }
+    Ok(found)
 }
 
 /// The children that the status speaks of.

@@ -37,7 +37,8 @@ pub fn status(
 ) -> ImageGenStatus {
     let previous = cr.status.clone().unwrap_or_default();
     let deployment = fleet::newest(applied.deployment.as_ref(), fleet.deployment.as_ref());
-    let counts = Counts::of(deployment, validated.replicas);
+    let leaving = validated.replicas.saturating_sub(validated.desired).max(0);
+    let counts = Counts::of(deployment, validated.desired).with_leaving(leaving);
     let trouble = if counts.complete() { None } else { trouble::find(fleet, deployment) };
 
     let mut conditions = Conditions::new(cr, now);
@@ -69,10 +70,11 @@ pub fn status(
         gpu: Some(validated.gpu_resource.clone().unwrap_or_else(|| "none".into())),
         conditions: conditions.finish(),
         effective: effective(validated),
-        memory: previous.memory,
-        demand: previous.demand,
-        scaling_history: previous.scaling_history,
-        workers: fleet::workers(&fleet.pods),
+        memory: fleet.scaling.shown.memory.clone(),
+        demand: fleet.scaling.shown.demand.clone(),
+        load_seconds: fleet.scaling.shown.load_seconds.or(previous.load_seconds),
+        scaling_history: scaling::history(&fleet.scaling.news, previous.scaling_history),
+        workers: fleet::workers(&fleet.pods, &fleet.scaling.shown),
     }
 }
 
@@ -105,6 +107,14 @@ fn stopped(applied: &Applied, counts: &Counts) -> Option<Verdict> {
     }
 }
 
+/// Whether the status of `cr` says that an edit of spec.replicas has no effect.
+#[must_use]
+pub fn says_replicas_are_ignored(cr: &ImageGen) -> bool {
+    let conditions = cr.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let (kind, reason) = (ConditionType::ScalingActive.to_string(), Reason::ReplicasIgnored.to_string());
+    conditions.iter().any(|condition| condition.type_ == kind && condition.reason == reason)
+}
+
 /// The status of an ImageGen whose spec is refused. Its workers, if there are any, go on as the last good spec said.
 pub fn refused(cr: &ImageGen, refusals: &[Refusal], fleet: &Fleet, now: Timestamp) -> ImageGenStatus {
     let previous = cr.status.clone().unwrap_or_default();
@@ -124,7 +134,7 @@ pub fn refused(cr: &ImageGen, refusals: &[Refusal], fleet: &Fleet, now: Timestam
         ready_replicas: counts.ready,
         selector: Some(names::selector_text(cr.metadata.name.as_deref().unwrap_or_default())),
         conditions: conditions.finish(),
-        workers: fleet::workers(&fleet.pods),
+        workers: fleet::workers(&fleet.pods, &fleet.scaling.shown),
         ..previous
     }
 }

@@ -16,7 +16,7 @@ use k8s_openapi::{
 
 use super::api_service::MetricsApiState;
 use crate::{
-    autoscale::spec::ScalingSpec,
+    autoscale::{spec::ScalingSpec, view::View},
     crd::{
         AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType,
     },
@@ -42,6 +42,17 @@ pub struct OperatorSettings {
 pub struct Facts {
     /// The claim that `spec.model.source.persistentVolumeClaim` names.
     pub claim: ClaimFact,
+    /// The size, when something else than spec.replicas says so.
+    pub size: Option<Size>,
+}
+
+/// How many workers there are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Workers that are wanted.
+    pub desired: u32,
+    /// What the Deployment's size has to be: more than `desired` while workers drain.
+    pub replicas: u32,
 }
 
 /// A PersistentVolumeClaim, as far as it matters.
@@ -72,6 +83,8 @@ pub struct Fleet {
     pub pods: Vec<Pod>,
     /// Warning events about these pods.
     pub events: Vec<Event>,
+    /// The size, and what the workers report.
+    pub scaling: View,
 }
 
 /// Why a spec cannot be built: a condition reason, the field, and a sentence with what to do.
@@ -135,7 +148,9 @@ pub struct Validated {
     pub settings: Vec<WorkerSetting>,
     /// How the GPU's memory is handed out; only with [`Device::Cuda`].
     pub allocator: Option<Allocator>,
-    /// Wanted number of workers. The one place that decides it.
+    /// Wanted number of workers.
+    pub desired: i32,
+    /// The Deployment's size: `desired`, and the workers that drain. The one place that decides it.
     pub replicas: i32,
     /// Who owns that number.
     pub autoscaling_mode: AutoscalingMode,

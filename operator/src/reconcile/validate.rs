@@ -12,7 +12,7 @@ use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::r
 use kube::Resource;
 
 use super::types::{
-    ClaimFact, Facts, ModelVolume, OperatorSettings, Refusal, Rollout, ServiceSettings, Setting, Validated,
+    ClaimFact, Facts, ModelVolume, OperatorSettings, Refusal, Rollout, ServiceSettings, Setting, Size, Validated,
 };
 use crate::crd::{self, AutoscalingMode, Device, ImageGen, ImageGenSpec, ImageUpdate, Origin, Reason};
 
@@ -31,6 +31,7 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
     let spec = &cr.spec;
     let mut refusals = unsupported::check(spec);
     allowed::check(spec, operator, &mut refusals);
+    refusals.extend(scaling::check_external(spec));
     check_claim(spec, &facts.claim, &mut refusals);
     refusals.extend(scaling::check_hpa(spec, operator));
     refusals.extend(scaling::check_external(spec));
@@ -66,6 +67,7 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
         return Err(refusals);
     };
 
+    let size = facts.size.unwrap_or(Size { desired: spec.replicas, replicas: spec.replicas });
     let mut warnings = Vec::new();
     let resources = resources(spec, gpu_resource.as_deref(), &mut warnings);
     Ok(Validated {
@@ -82,7 +84,8 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
         model_name,
         settings: settings::resolve(spec, allocator.as_ref()),
         allocator: allocator.map(|setting| setting.value),
-        replicas: i32::try_from(spec.replicas).unwrap_or(i32::MAX),
+        desired: i32::try_from(size.desired).unwrap_or(i32::MAX),
+        replicas: i32::try_from(size.replicas).unwrap_or(i32::MAX),
         autoscaling_mode: spec.autoscaling.as_ref().map_or(AutoscalingMode::Disabled, |a| a.mode),
         scaling: scaling::resolve(spec),
         startup_timeout,
@@ -162,16 +165,16 @@ fn check_claim(spec: &ImageGenSpec, claim: &ClaimFact, refusals: &mut Vec<Refusa
     let has = |mode: &str| access_modes.iter().any(|have| have == mode);
     let shared = has("ReadOnlyMany") || has("ReadWriteMany");
     let modes = access_modes.join(", ");
-    if spec.replicas > 1 && !shared {
+    let (most_field, most) = most_workers(spec);
+    if most > 1 && !shared {
         refusals.push(refuse(
             Reason::ClaimNotShareable,
             field,
             format!(
-                "the claim {name} offers {modes}, which one node at a time can use, but replicas is {}: use a claim with ReadOnlyMany or ReadWriteMany, an image volume (model.source.image), or replicas: 1",
-                spec.replicas
+                "the claim {name} offers {modes}, which one node at a time can use, but {most_field} is {most}: use a claim with ReadOnlyMany or ReadWriteMany, an image volume (model.source.image), or {most_field}: 1"
             ),
         ));
-    } else if spec.rollout.max_surge > 0 && !shared && spec.replicas > 0 {
+    } else if spec.rollout.max_surge > 0 && !shared && most > 0 {
         refusals.push(refuse(
             Reason::ClaimNotShareable,
             field,
@@ -184,6 +187,17 @@ fn check_claim(spec: &ImageGenSpec, claim: &ClaimFact, refusals: &mut Vec<Refusa
             "model.source.persistentVolumeClaim.readOnly",
             format!("the claim {name} can only be read: set readOnly: true"),
         ));
+    }
+}
+
+/// The field that limits the number of workers, and the limit.
+fn most_workers(spec: &ImageGenSpec) -> (&'static str, u32) {
+    let steered = |scaling: &&crd::AutoscalingSpec| {
+        matches!(scaling.mode, AutoscalingMode::Operator | AutoscalingMode::HorizontalPodAutoscaler)
+    };
+    match spec.autoscaling.as_ref().filter(steered).and_then(|scaling| scaling.max_replicas) {
+        Some(most) => ("autoscaling.maxReplicas", most),
+        None => ("replicas", spec.replicas),
     }
 }
 

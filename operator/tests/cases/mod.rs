@@ -4,6 +4,8 @@ mod children;
 mod hpa;
 mod leadership;
 mod limits;
+mod scaling;
+mod scripted;
 mod status;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -56,6 +58,9 @@ pub(crate) fn all() -> Vec<Case> {
         case!(status::the_status_follows_the_deployment_sparingly),
         case!(status::a_missing_claim_is_named_and_found_later),
         case!(hpa::an_hpa_scales_a_fleet_through_the_metrics_api, alone),
+        case!(scaling::load_adds_workers_and_a_drained_one_goes),
+        case!(scaling::who_owns_the_size),
+        case!(scaling::a_leader_that_is_killed_changes_nothing),
         case!(leadership::of_two_operators_one_leads_and_the_other_takes_over),
         case!(leadership::a_leader_that_lost_its_lease_ends),
         case!(leadership::a_lost_authority_comes_back),

@@ -141,6 +141,12 @@ impl Reports {
         }
     }
 
+    /// Makes [`Self::changed`] return an ImageGen of which something else changed.
+    pub fn nudge(&self, imagegen: &Key) {
+        self.state().changed.insert(imagegen.clone());
+        self.0.changed.notify_one();
+    }
+
     /// Streams that are open now.
     #[must_use]
     pub fn open_streams(&self) -> Gauge {

@@ -192,9 +192,9 @@ async fn a_drain_goes_through_the_same_channel() {
     let world = World::new(port.address, identity(&authority));
     world.hears(0.5).await;
     let mut admin = world.reports.admin("images", "turbo-1").unwrap();
-    let answer = admin.drain(DrainRequest { id: "d1".into(), ..DrainRequest::default() }).await.unwrap_err();
+    let answer = admin.drain(DrainRequest { id: "d1".into(), timeout_seconds: 1.0, exit: false }).await.unwrap_err();
     assert_eq!(answer.message(), "d1");
-    admin.resume(ResumeRequest { id: "d1".into(), ..Default::default() }).await.unwrap();
+    admin.resume(ResumeRequest { id: "d1".into() }).await.unwrap();
 }
 
 #[rstest]

@@ -73,7 +73,7 @@ impl Conditions {
     }
 
     /// All conditions of a spec that was applied. `failure` is what could not be applied or rolled out, `trouble` why pods
-    /// do not come up.
+    /// do not come up, `scaling` whether somebody changes the number of workers by itself.
     pub(super) fn set_all(
         &mut self,
         counts: &Counts,
@@ -151,7 +151,7 @@ fn progress(counts: &Counts) -> Verdict {
         Verdict::new(Reason::Starting, format!("workers are being created: {counts}"))
     } else if counts.rolling_out() {
         Verdict::new(Reason::RollingOut, format!("workers are being replaced: {counts}"))
-    } else if counts.replicas != counts.desired {
+    } else if !counts.right_number() {
         Verdict::new(Reason::Scaling, format!("the number of workers is changing: {counts}"))
     } else {
         Verdict::new(Reason::Starting, format!("workers start and load the model: {counts}"))

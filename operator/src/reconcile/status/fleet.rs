@@ -5,7 +5,10 @@ use std::fmt;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 
 use super::trouble;
-use crate::crd::{MAX_WORKERS, WorkerStatus};
+use crate::{
+    autoscale::view::{Shown, ShownWorker},
+    crd::{MAX_WORKERS, WorkerStatus},
+};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
@@ -13,6 +16,8 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::reconcile) struct Counts {
     pub(in crate::reconcile) desired: i32,
+    /// Workers beyond those wanted that drain.
+    leaving: i32,
     pub(super) replicas: i32,
     pub(super) ready: i32,
     updated: i32,
@@ -36,6 +41,7 @@ impl Counts {
         };
         Self {
             desired,
+            leaving: 0,
             replicas: status.replicas.unwrap_or(0),
             ready: status.ready_replicas.unwrap_or(0),
             updated: status.updated_replicas.unwrap_or(0),
@@ -45,10 +51,20 @@ impl Counts {
         }
     }
 
-    /// Every wanted worker has the current spec and is ready, and there is no other.
+    /// With workers that drain, and are there until they have finished.
+    pub(super) fn with_leaving(self, leaving: i32) -> Self {
+        Self { leaving, ..self }
+    }
+
+    /// Every wanted worker has the current spec and is ready, and there is no other but those that drain.
     pub(in crate::reconcile) fn complete(&self) -> bool {
-        let wanted = self.desired;
-        self.current && [self.replicas, self.updated, self.available].into_iter().all(|count| count == wanted)
+        let all_current = self.updated == self.replicas;
+        self.current && all_current && self.right_number() && self.available >= self.desired
+    }
+
+    /// There are as many workers as are wanted, and as drain.
+    pub(super) fn right_number(&self) -> bool {
+        (self.desired..=self.desired.saturating_add(self.leaving)).contains(&self.replicas)
     }
 
     /// Every worker that there is, is ready.
@@ -85,17 +101,23 @@ pub(super) fn revision(deployment: &Deployment) -> Option<String> {
     deployment.metadata.annotations.as_ref()?.get(REVISION).cloned()
 }
 
-/// The workers, worst first.
-pub(super) fn workers(pods: &[Pod]) -> Vec<WorkerStatus> {
+/// The workers, worst first: by what they do, then the one with the most pressure.
+pub(super) fn workers(pods: &[Pod], shown: &Shown) -> Vec<WorkerStatus> {
     let mut ranked: Vec<_> = pods
         .iter()
         .filter(|pod| !is_finished(pod))
-        .map(|pod| (state(pod), pod.metadata.name.clone().unwrap_or_default()))
+        .map(|pod| {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            let ShownWorker { gpu, pressure, draining } = shown.workers.get(&name).cloned().unwrap_or_default();
+            let state = state(pod, draining);
+            (state, WorkerStatus { pod: name, gpu, pressure, state: state.to_string() })
+        })
         .collect();
-    ranked.sort();
-    let worker =
-        |(state, pod): (State, String)| WorkerStatus { pod, gpu: None, pressure: None, state: state.to_string() };
-    ranked.into_iter().take(MAX_WORKERS).map(worker).collect()
+    ranked.sort_by(|(state_a, a), (state_b, b)| {
+        let pressure = |worker: &WorkerStatus| worker.pressure.unwrap_or_default();
+        state_a.cmp(state_b).then(pressure(b).total_cmp(&pressure(a))).then_with(|| a.pod.cmp(&b.pod))
+    });
+    ranked.into_iter().take(MAX_WORKERS).map(|(_, worker)| worker).collect()
 }
 
 /// What a worker does, worst first.
@@ -104,11 +126,12 @@ enum State {
     Failing,
     Pending,
     Starting,
+    Draining,
     Terminating,
     Ready,
 }
 
-fn state(pod: &Pod) -> State {
+fn state(pod: &Pod, draining: bool) -> State {
     let status = pod.status.clone().unwrap_or_default();
     let condition = |kind: &str| {
         status.conditions.iter().flatten().any(|condition| condition.type_ == kind && condition.status == "True")
@@ -117,6 +140,8 @@ fn state(pod: &Pod) -> State {
         State::Terminating
     } else if trouble::of_containers(pod).is_some() {
         State::Failing
+    } else if draining {
+        State::Draining
     } else if condition("Ready") {
         State::Ready
     } else if condition("PodScheduled") {

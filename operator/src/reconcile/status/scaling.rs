@@ -4,7 +4,8 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 
 use super::conditions::Verdict;
 use crate::{
-    crd::{AutoscalingMode, Reason},
+    autoscale::view::{Pause, View},
+    crd::{AutoscalingMode, MAX_SCALING_HISTORY, Reason, ScalingEvent},
     metrics_api::{GROUP, Metric},
     reconcile::{
         api_service::MetricsApiState,
@@ -14,13 +15,25 @@ use crate::{
 
 /// Whether the number of workers follows the load.
 pub(super) fn verdict(validated: &Validated, fleet: &Fleet) -> (bool, Verdict) {
+    let view = &fleet.scaling;
+    match &view.pause {
+        Some(Pause::Suspended) => {
+            let message = "spec.suspend is true: no worker is wanted, and nothing is decided";
+            return (false, Verdict::new(Reason::Suspended, message));
+        }
+        Some(Pause::Conflict(sentence)) => {
+            return (false, Verdict::new(Reason::ConflictingAutoscaler, sentence.clone()));
+        }
+        None => {}
+    }
     match validated.autoscaling_mode {
+        AutoscalingMode::Operator => by_operator(validated, view),
         AutoscalingMode::HorizontalPodAutoscaler => by_hpa(validated, fleet),
         AutoscalingMode::External => {
             let message = "the operator leaves the number of workers to the owner of the scale subresource";
             (false, Verdict::new(Reason::ScaledExternally, message))
         }
-        AutoscalingMode::Disabled | AutoscalingMode::Operator => {
+        AutoscalingMode::Disabled => {
             (false, Verdict::new(Reason::AutoscalingDisabled, "spec.replicas decides about the number of workers"))
         }
     }
@@ -61,4 +74,32 @@ fn scaling_active(hpa: &HorizontalPodAutoscaler) -> Option<(bool, String, String
     let found = conditions.iter().find(|condition| condition.type_ == "ScalingActive")?;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     Some((found.status == "True", text(&found.reason), text(&found.message)))
+}
+
+/// The sentences leave out what changes with every report: that is in the history, the Events and the metrics.
+fn by_operator(validated: &Validated, view: &View) -> (bool, Verdict) {
+    let (min, max) = (validated.scaling.min, validated.scaling.max);
+    if view.reports_missing {
+        let message = "no ready worker reports its load, so their number stays: is port 8501 of the workers open to the operator's pods?";
+        return (false, Verdict::new(Reason::ReportsMissing, message));
+    }
+    if let Some((_, reason)) = view.decision.as_ref().filter(|_| view.is_starved()) {
+        return (true, Verdict::new(Reason::InsufficientGPU, reason.clone()));
+    }
+    if view.ignores_replicas {
+        let message = format!(
+            "spec.replicas has no effect in mode Operator, which keeps {min} to {max} workers: change autoscaling.minReplicas or maxReplicas, or set autoscaling.mode: Disabled"
+        );
+        return (true, Verdict::new(Reason::ReplicasIgnored, message));
+    }
+    (
+        true,
+        Verdict::new(Reason::FollowingLoad, format!("the operator keeps {min} to {max} workers, by what they report")),
+    )
+}
+
+/// The last changes, newest first: those of this process, then what was there before.
+pub(super) fn history(news: &[ScalingEvent], before: Vec<ScalingEvent>) -> Vec<ScalingEvent> {
+    let older: Vec<_> = before.into_iter().filter(|event| !news.contains(event)).collect();
+    news.iter().cloned().chain(older).take(MAX_SCALING_HISTORY).collect()
 }

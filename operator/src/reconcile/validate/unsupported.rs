@@ -11,7 +11,7 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let worker = &spec.worker;
     let autoscaling = spec.autoscaling.as_ref();
     let text_encoder = worker.text_encoder.as_ref();
-    let operator_mode = autoscaling.is_some_and(|a| a.mode == AutoscalingMode::Operator);
+    let to_zero = autoscaling.is_some_and(|a| a.mode == AutoscalingMode::Operator && a.min_replicas == Some(0));
     let residency = text_encoder.and_then(|t| t.residency).filter(|residency| *residency == Residency::Offloaded);
     let weights = text_encoder.and_then(|t| t.weights);
     let small_weights = weights.filter(|weights| *weights != TextEncoderWeights::BFloat16);
@@ -65,9 +65,9 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "trimming the allocator's pool is not there yet: leave the field out".into(),
         ),
         (
-            operator_mode,
-            "autoscaling.mode",
-            "Operator is not there yet: set mode: HorizontalPodAutoscaler or External, or Disabled and use spec.replicas".into(),
+            to_zero,
+            "autoscaling.minReplicas",
+            "0 is not there yet in mode Operator, since nothing would bring the first worker back: set at least 1; suspend: true stops all workers".into(),
         ),
         (
             autoscaling.is_some_and(|a| a.scale_to_zero.is_some()),
@@ -80,14 +80,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "recycling workers is not there yet: leave the field out; kubectl rollout restart of the Deployment replaces them".into(),
         ),
     ];
-    let suspended = spec.suspend == Some(true);
-    let suspend = suspended.then(|| {
-        refuse(
-            Reason::NotYetSupported,
-            "suspend",
-            "suspending is not there yet: leave the field out or set false; replicas: 0 stops all workers",
-        )
-    });
     let refused = table.into_iter().filter(|(found, ..)| *found);
-    refused.map(|(_, field, message)| refuse(Reason::NotYetSupported, field, message)).chain(suspend).collect()
+    refused.map(|(_, field, message)| refuse(Reason::NotYetSupported, field, message)).collect()
 }
