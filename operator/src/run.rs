@@ -39,6 +39,7 @@ use crate::{
         api_service::{self, MetricsApiState, Place},
         types::OperatorSettings,
     },
+    recycle::run::Recycler,
     serve,
 };
 
@@ -126,6 +127,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         let streams = reports.clone().run(caches.clone(), client_certificate.clone(), stop.clone());
         supervisor.spawn("worker reports", streams);
     }
+    let recycler = Recycler {
+        client: client.clone(),
+        scopes: scopes.clone(),
+        reports: reports.clone(),
+        leadership: leadership.clone(),
+        recorder: recorder(&client, &args.pod_name),
+    };
+    supervisor.spawn("recycling", recycler.run(stop.clone()));
     let fleets = Fleets::new(scopes.clone().into(), reports);
     serve::start(&args, &client, fleets, metrics.clone(), &mut supervisor).await?;
     supervisor.spawn("leader gauge", watch_leadership(leadership.clone(), metrics, stop.clone()));

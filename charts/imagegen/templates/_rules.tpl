@@ -31,7 +31,7 @@
   verbs: [get, create, patch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, delete]
 # Access modes of the model's claim.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

@@ -3,6 +3,7 @@
 mod children;
 mod leadership;
 mod limits;
+mod rollout;
 mod status;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -54,6 +55,9 @@ pub(crate) fn all() -> Vec<Case> {
         case!(limits::an_unreadable_imagegen_disturbs_no_other, alone),
         case!(status::the_status_follows_the_deployment_sparingly),
         case!(status::a_missing_claim_is_named_and_found_later),
+        case!(rollout::a_failed_rollout_is_rolled_back_and_a_fix_is_tried),
+        case!(rollout::a_failed_rollout_is_paused_and_does_not_grow),
+        case!(rollout::a_recycle_policy_that_cannot_work_is_a_condition),
         case!(leadership::of_two_operators_one_leads_and_the_other_takes_over),
         case!(leadership::a_leader_that_lost_its_lease_ends),
         case!(leadership::a_lost_authority_comes_back),

@@ -18,7 +18,7 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let mixed =
         weights == Some(TextEncoderWeights::BFloat16) && super::settings::precision(spec).value == Precision::Float32;
 
-    let table: [(bool, &str, String); 15] = [
+    let table: [(bool, &str, String); 12] = [
         (
             spec.model.source.hugging_face.is_some(),
             "model.source.huggingFace",
@@ -78,11 +78,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             autoscaling.is_some_and(|a| a.scale_to_zero.is_some()),
             "autoscaling.scaleToZero",
             "scaling to zero by itself is not there yet: leave the field out; replicas: 0 stops all workers".into(),
-        ),
-        (
-            spec.recycle.is_some(),
-            "recycle",
-            "recycling workers is not there yet: leave the field out; kubectl rollout restart of the Deployment replaces them".into(),
         ),
     ];
     let suspended = spec.suspend == Some(true);
