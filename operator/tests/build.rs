@@ -95,8 +95,6 @@ fn every_case_builds_the_children_of_its_snapshot() {
 #[case::pool_overhead(&with("worker: {poolOverhead: {trimAbove: 0.3}}"), "spec.worker.poolOverhead")]
 #[case::the_operators_autoscaler(&with("autoscaling: {mode: Operator, maxReplicas: 3}"), "spec.autoscaling.mode")]
 #[case::scale_to_zero(&with("autoscaling: {mode: Disabled, minReplicas: 0, scaleToZero: {maxHeld: 3}}"), "spec.autoscaling.scaleToZero")]
-#[case::recycling(&with("recycle: {schedule: 0 3 * * *}"), "spec.recycle")]
-#[case::roll_back(&with("rollout: {onFailure: RollBack}"), "spec.rollout.onFailure")]
 #[case::suspending(&with("suspend: true"), "spec.suspend")]
 fn what_is_not_served_yet_is_refused_by_name(#[case] spec: &str, #[case] field: &str) {
     let allowed = OperatorSettings { allow_host_path: true, ..operator() };
