@@ -100,11 +100,17 @@ test-2.11: ## Model and worker tests against libtorch 2.11
 	@$(MAKE) --no-print-directory test-model LIBTORCH=2.11
 
 # --- Measuring
-.PHONY: bench-cpu bench-start bench-operator
+.PHONY: bench-cpu bench-start bench-operator bench-scaling
 bench-cpu: ## Seconds an image on the CPU against the diffusers pipeline, as a ratio from one run
 	$(CARGO) build --locked --release -p imagegen-model --example bench_cpu
 	@tests/reference/python.sh tests/reference/compare_cpu.py $(TARGET)/release/examples/bench_cpu
 bench-start: worker ## Seconds from the start of a worker to ready, and its memory
 	python3 tests/reference/start_to_ready.py $(TARGET)/release/imagegen-worker
 bench-operator: test-tools ## Reconcile latency and API calls for 200 ImageGens
-	$(CARGO) bench --locked -p imagegen-operator
+	$(CARGO) bench --locked -p imagegen-operator --bench reconcile
+bench-scaling: export IMAGEGEN_BENCH_OUT := $(CACHE)/bench-scaling
+bench-scaling: ## Compare autoscalers on simulated traffic; table, CSV and a plot in the cache folder
+	@mkdir -p $(CACHE)/bench-scaling
+	$(CARGO) bench --locked -p imagegen-operator --bench scaling | tee $(CACHE)/bench-scaling/table.md
+	@[ -x $(CACHE)/plot-venv/bin/python ] || { python3 -m venv $(CACHE)/plot-venv && $(CACHE)/plot-venv/bin/pip install --quiet --requirement tests/simulator/requirements.txt; }
+	@$(CACHE)/plot-venv/bin/python tests/simulator/plot.py $(CACHE)/bench-scaling && echo "$(CACHE)/bench-scaling/scaling.png"

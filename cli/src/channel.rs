@@ -1,9 +1,14 @@
 //! One long-lived channel to all addresses of an endpoint.
 
-use std::{collections::BTreeSet, future::Future, io, net::SocketAddr, pin::Pin, time::Duration};
+use std::{collections::BTreeSet, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use http::Uri;
-use tokio::{net::TcpStream, sync::mpsc, task::JoinSet, time};
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, mpsc},
+    task::JoinSet,
+    time,
+};
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Peer, channel::Change};
 
@@ -19,6 +24,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Cluster DNS caches for 5 to 30 s.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The least time between two resolutions, however often connections end.
+const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Later changes that may wait for the channel, which takes them only while it has a call to place.
 const LATER_CHANGES: usize = 64;
@@ -44,33 +52,67 @@ pub enum Error {
 
 /// Runs the channel's tasks where [`TaskTracker::wait`] sees their end: only then has a cancelled stream reached the
 /// worker.
-#[derive(Debug, Clone)]
-pub struct TrackedTasks(pub TaskTracker);
+#[derive(Debug, Clone, Default)]
+pub struct TrackedTasks {
+    tracker: TaskTracker,
+    /// Told at the end of each task: of a connection, or of the sending of a request.
+    ended: Arc<Notify>,
+}
 
-impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for TrackedTasks {
-    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.0.spawn(task);
+impl From<&TaskTracker> for TrackedTasks {
+    fn from(tracker: &TaskTracker) -> Self {
+        Self { tracker: tracker.clone(), ended: Arc::default() }
     }
 }
 
-/// Resolves the host and returns a channel that balances over all its addresses, with the task that keeps them current.
+impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for TrackedTasks {
+    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let ended = self.ended.clone();
+        self.tracker.spawn(async move {
+            task.await;
+            ended.notify_one();
+        });
+    }
+}
+
+/// Resolves the host and returns a channel that balances over all its addresses, with the task that keeps them current:
+/// it resolves again every 10 s, and soon after a connection ends, as workers that go or that shed load end them.
 /// Connections are made when needed.
 ///
 /// # Errors
 /// When the name has no address, or TLS cannot be set up.
 pub async fn connect(endpoint: &Endpoint, trust: &Trust, tasks: &TaskTracker) -> Result<(Channel, JoinSet<()>), Error> {
-    let addresses = usable(resolve(endpoint).await?).await;
-    let (channel, changes) =
-        Channel::balance_channel_with_executor(addresses.len() + LATER_CHANGES, TrackedTasks(tasks.clone()));
+    let host = (endpoint.host.clone(), endpoint.port);
+    let lookup = move || {
+        let host = host.clone();
+        async move { Ok(tokio::net::lookup_host(host).await?.collect()) }
+    };
+    connect_by(lookup, endpoint, trust, tasks).await
+}
+
+/// [`connect`] with a resolver.
+async fn connect_by<F>(
+    lookup: impl Fn() -> F + Send + 'static,
+    endpoint: &Endpoint,
+    trust: &Trust,
+    tasks: &TaskTracker,
+) -> Result<(Channel, JoinSet<()>), Error>
+where
+    F: Future<Output = io::Result<BTreeSet<SocketAddr>>> + Send,
+{
+    let tasks = TrackedTasks::from(tasks);
+    let addresses = usable(resolved(endpoint, lookup().await)?).await;
+    let (channel, changes) = Channel::balance_channel_with_executor(addresses.len() + LATER_CHANGES, tasks.clone());
     let mut known = BTreeSet::new();
-    update(&mut known, addresses, &changes, |address| peer(endpoint, address, trust, tasks)).await?;
-    let (endpoint, trust, tasks) = (endpoint.clone(), trust.clone(), tasks.clone());
+    update(&mut known, addresses, &changes, |address| peer(endpoint, address, trust, &tasks)).await?;
+    let (endpoint, trust) = (endpoint.clone(), trust.clone());
     let mut resolver = JoinSet::new();
     resolver.spawn(async move {
         loop {
-            time::sleep(RESOLVE_INTERVAL).await;
+            time::sleep(RESOLVE_PAUSE).await;
+            let _ = time::timeout(RESOLVE_INTERVAL - RESOLVE_PAUSE, tasks.ended.notified()).await;
             // A resolver that fails for a while must not take the known addresses away.
-            if let Ok(addresses) = resolve(&endpoint).await {
+            if let Ok(addresses) = resolved(&endpoint, lookup().await) {
                 let peer = |address| peer(&endpoint, address, &trust, &tasks);
                 let _ = update(&mut known, usable(addresses).await, &changes, peer).await;
             }
@@ -83,10 +125,10 @@ pub async fn connect(endpoint: &Endpoint, trust: &Trust, tasks: &TaskTracker) ->
 ///
 /// # Errors
 /// [`Error::Tls`].
-pub fn settings(uri: Uri, origin: Uri, tls: Option<ClientTlsConfig>, tasks: &TaskTracker) -> Result<Peer, Error> {
+pub fn settings(uri: Uri, origin: Uri, tls: Option<ClientTlsConfig>, tasks: &TrackedTasks) -> Result<Peer, Error> {
     let peer = Peer::from(uri)
         .origin(origin)
-        .executor(TrackedTasks(tasks.clone()))
+        .executor(tasks.clone())
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -108,7 +150,7 @@ pub fn tls_config(trust: &Trust, host: &str) -> ClientTlsConfig {
     }
 }
 
-fn peer(endpoint: &Endpoint, address: SocketAddr, trust: &Trust, tasks: &TaskTracker) -> Result<Peer, Error> {
+fn peer(endpoint: &Endpoint, address: SocketAddr, trust: &Trust, tasks: &TrackedTasks) -> Result<Peer, Error> {
     let origin: Uri = endpoint.to_string().parse().expect("an Endpoint was parsed from a URI");
     let uri: Uri = format!("{}://{address}", if endpoint.tls { "https" } else { "http" })
         .parse()
@@ -116,10 +158,8 @@ fn peer(endpoint: &Endpoint, address: SocketAddr, trust: &Trust, tasks: &TaskTra
     settings(uri, origin, endpoint.tls.then(|| tls_config(trust, &endpoint.host)), tasks)
 }
 
-async fn resolve(endpoint: &Endpoint) -> Result<BTreeSet<SocketAddr>, Error> {
-    let found = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await;
-    let found: BTreeSet<SocketAddr> =
-        found.map_err(|source| Error::Resolve { host: endpoint.host.clone(), source })?.collect();
+fn resolved(endpoint: &Endpoint, found: io::Result<BTreeSet<SocketAddr>>) -> Result<BTreeSet<SocketAddr>, Error> {
+    let found = found.map_err(|source| Error::Resolve { host: endpoint.host.clone(), source })?;
     if found.is_empty() { Err(Error::NoAddress(endpoint.host.clone())) } else { Ok(found) }
 }
 
@@ -156,19 +196,4 @@ async fn update(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn only_changed_addresses_are_told() {
-        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let (changes, mut told) = mpsc::channel(8);
-        let mut known = BTreeSet::from([address(1), address(2)]);
-        let peer = |_| Ok(Peer::from_static("http://x"));
-        update(&mut known, BTreeSet::from([address(2), address(3)]), &changes, peer).await.unwrap();
-        assert!(matches!(told.try_recv(), Ok(Change::Insert(added, _)) if added == address(3)));
-        assert!(matches!(told.try_recv(), Ok(Change::Remove(gone)) if gone == address(1)));
-        assert!(told.try_recv().is_err());
-        assert_eq!(known, BTreeSet::from([address(2), address(3)]));
-    }
-}
+mod tests;

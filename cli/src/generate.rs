@@ -41,14 +41,14 @@ struct Saved {
 
 /// What the worker has done of a request, over all attempts.
 #[derive(Debug, Default)]
-struct Made {
+pub(crate) struct Made {
     request_id: String,
     seed: u32,
     warnings: Vec<String>,
     images: BTreeMap<u32, Saved>,
     timings: Timings,
     peak_bytes: u64,
-    attempts: u32,
+    pub(crate) attempts: u32,
 }
 
 /// How an attempt ended without the request being done.
@@ -73,6 +73,19 @@ pub async fn generate(
     job: &Job,
     open: impl AsyncFnOnce(&mut Display, &TaskTracker) -> Result<Session, Error>,
 ) -> Result<(), Error> {
+    let made = make(prompt, job, open).await?;
+    let text = if job.json { to_json(&made).to_string() } else { names(&made) };
+    // A reader that has gone away does not undo the saved pictures.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(())
+}
+
+/// Makes and saves the pictures.
+pub(crate) async fn make(
+    prompt: &str,
+    job: &Job,
+    open: impl AsyncFnOnce(&mut Display, &TaskTracker) -> Result<Session, Error>,
+) -> Result<Made, Error> {
     let output_is_folder = job.output.as_deref().is_some_and(std::path::Path::is_dir);
     let plan = Plan::new(job.output.as_deref(), output_is_folder, job.format, prompt, job.count)?;
     for path in plan.paths.iter().chain(&job.preview) {
@@ -89,10 +102,7 @@ pub async fn generate(
     };
     bounded(job.timeout, work).await?;
     display.finish(&summary(&made, started.elapsed()));
-    let text = if job.json { to_json(&made).to_string() } else { names(&made) };
-    // A reader that has gone away does not undo the saved pictures.
-    let _ = writeln!(std::io::stdout(), "{text}");
-    Ok(())
+    Ok(made)
 }
 
 async fn attempt_until_done(

@@ -45,6 +45,7 @@ use crate::{
         api_service::{self, MetricsApiState, Place},
         types::OperatorSettings,
     },
+    recycle::run::Recycler,
     serve,
 };
 
@@ -135,6 +136,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let scaling = writers.track_future(autoscale::run::run(contexts, reports.clone(), stop.clone()));
     supervisor.spawn("autoscale", scaling);
     writers.close();
+    let recycler = Recycler {
+        client: client.clone(),
+        scopes: scopes.clone(),
+        reports: reports.clone(),
+        leadership: leadership.clone(),
+        recorder: recorder(&client, &args.pod_name),
+    };
+    supervisor.spawn("recycling", recycler.run(stop.clone()));
     let fleets = Fleets::new(scopes.clone().into(), reports.clone());
     serve::start(&args, &client, fleets, metrics.clone(), &mut supervisor).await?;
     supervisor.spawn("leader gauge", watch_leadership(leadership.clone(), metrics, stop.clone()));

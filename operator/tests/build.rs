@@ -135,8 +135,6 @@ fn allocator_settings_that_only_the_schema_stops_are_refused_all_the_same() {
 #[case::pool_overhead(&with("worker: {poolOverhead: {trimAbove: 0.3}}"), "spec.worker.poolOverhead")]
 #[case::the_operators_way_to_zero(&with("autoscaling: {mode: Operator, minReplicas: 0, maxReplicas: 3}"), "spec.autoscaling.minReplicas")]
 #[case::scale_to_zero(&with("autoscaling: {mode: Disabled, minReplicas: 0, scaleToZero: {maxHeld: 3}}"), "spec.autoscaling.scaleToZero")]
-#[case::recycling(&with("recycle: {schedule: 0 3 * * *}"), "spec.recycle")]
-#[case::roll_back(&with("rollout: {onFailure: RollBack}"), "spec.rollout.onFailure")]
 fn what_is_not_served_yet_is_refused_by_name(#[case] spec: &str, #[case] field: &str) {
     let allowed = OperatorSettings { allow_host_path: true, ..operator() };
     let refused = refusals(spec, &Facts::default(), &allowed);

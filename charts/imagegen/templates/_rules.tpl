@@ -32,7 +32,7 @@
 # Pods are patched for their deletion cost and the name of their drain.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch, patch]
+  verbs: [list, watch, patch, delete]
 # The size goes into spec.replicas once, when a user leaves mode Operator.
 - apiGroups: [imagegen.dev]
   resources: [imagegens/scale]

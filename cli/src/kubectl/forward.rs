@@ -38,7 +38,7 @@ pub async fn open(
     let scheme = if trust.is_some() { "https" } else { "http" };
     let uri: Uri = format!("{scheme}://{authority}").parse().expect("two DNS labels and svc are a host name");
     let tls = trust.as_ref().map(|trust| channel::tls_config(trust, &authority));
-    let settings = channel::settings(uri.clone(), uri, tls, tasks)?;
+    let settings = channel::settings(uri.clone(), uri, tls, &tasks.into())?;
     let trouble = Trouble::default();
     let dial = Arc::new(Dial {
         cluster,

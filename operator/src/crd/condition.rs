@@ -69,6 +69,10 @@ pub enum Reason {
     Starting,
     /// Workers are being replaced.
     RollingOut,
+    /// A worker drains and starts again in its pod.
+    Recycling,
+    /// A worker's engine died again and again on one GPU; its pod was deleted.
+    GpuFailed,
     /// Workers are being added or removed.
     Scaling,
     /// Everything wanted is there.

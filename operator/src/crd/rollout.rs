@@ -53,21 +53,21 @@ pub struct DisruptionSpec {
     pub max_unavailable: u32,
 }
 
-/// Replacing workers whose memory has worn out.
+/// Starting workers anew, in their pods, whose memory has worn out. Never fewer workers stay than the load needs, and the only one is recycled when it is idle.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RecycleSpec {
-    /// When workers are recycled, as a cron expression of five fields.
+    /// When all workers are recycled, one after the other, as a cron expression of five fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 9, max = 100))]
     #[x_kube(validation = Rule::new(r"self.matches('^\\S+( \\S+){4}$')")
         .message("must be a cron expression of five fields: minute, hour, day of month, month, day of week; for example 0 3 * * *"))]
     pub schedule: Option<String>,
-    /// How long after the scheduled time recycling may go on, 1m to 24h.
+    /// How long after the scheduled time recycling may begin, 1m to 24h; absent: 2h. A start that was missed is made up for in this time only.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = duration_between("1m", "24h"))]
     pub window: Option<Duration>,
-    /// Time zone of the schedule, as an IANA name, for example Europe/Berlin.
+    /// Time zone of the schedule, as an IANA name, for example Europe/Berlin; absent: Etc/UTC. A time that its clocks skip starts at the instant after, one that they show twice starts once.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_+/-]+$"))]
     pub time_zone: Option<String>,
@@ -78,11 +78,11 @@ pub struct RecycleSpec {
     /// Recycles a worker that ran out of memory too often.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after_out_of_memory: Option<AfterOutOfMemory>,
-    /// Workers recycled at a time, 1 to 100.
+    /// Workers that may be away at a time, for whatever reason, 1 to 100; absent: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub max_unavailable: Option<u32>,
-    /// Least time between two recycles of one worker, 1m to 168h.
+    /// Least time from the start of a worker to its recycle, 1m to 168h; absent: 1h.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = duration_between("1m", "168h"))]
     pub cooldown: Option<Duration>,

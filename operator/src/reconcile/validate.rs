@@ -14,7 +14,10 @@ use kube::Resource;
 use super::types::{
     ClaimFact, Facts, ModelVolume, OperatorSettings, Refusal, Rollout, ServiceSettings, Setting, Size, Validated,
 };
-use crate::crd::{self, AutoscalingMode, Device, ImageGen, ImageGenSpec, ImageUpdate, Origin, Reason};
+use crate::{
+    crd::{self, AutoscalingMode, Device, ImageGen, ImageGenSpec, ImageUpdate, Origin, Reason},
+    recycle::Policy,
+};
 
 /// Resource that a worker gets one of when the spec names none.
 pub const DEFAULT_GPU_RESOURCE: &str = "nvidia.com/gpu";
@@ -33,6 +36,9 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
     allowed::check(spec, operator, &mut refusals);
     refusals.extend(scaling::check_external(spec));
     check_claim(spec, &facts.claim, &mut refusals);
+    if let Some(Err(invalid)) = spec.recycle.as_ref().map(Policy::of) {
+        refusals.extend(invalid.into_iter().map(|invalid| refuse(Reason::InvalidSpec, invalid.field, invalid.message)));
+    }
     refusals.extend(scaling::check_hpa(spec, operator));
     refusals.extend(scaling::check_external(spec));
 

@@ -11,6 +11,8 @@
 pub mod decide;
 pub mod fatal;
 pub mod out_of_memory;
+pub mod policy;
+pub mod run;
 pub mod schedule;
 
 use std::time::Duration;

@@ -4,6 +4,7 @@ mod children;
 mod hpa;
 mod leadership;
 mod limits;
+mod rollout;
 mod scaling;
 mod scripted;
 mod status;
@@ -61,6 +62,9 @@ pub(crate) fn all() -> Vec<Case> {
         case!(scaling::load_adds_workers_and_a_drained_one_goes),
         case!(scaling::who_owns_the_size),
         case!(scaling::a_leader_that_is_killed_changes_nothing),
+        case!(rollout::a_failed_rollout_is_rolled_back_and_a_fix_is_tried),
+        case!(rollout::a_failed_rollout_is_paused_and_does_not_grow),
+        case!(rollout::a_recycle_policy_that_cannot_work_is_a_condition),
         case!(leadership::of_two_operators_one_leads_and_the_other_takes_over),
         case!(leadership::a_leader_that_lost_its_lease_ends),
         case!(leadership::a_lost_authority_comes_back),

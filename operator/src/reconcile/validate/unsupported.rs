@@ -74,11 +74,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "autoscaling.scaleToZero",
             "scaling to zero by itself is not there yet: leave the field out; replicas: 0 stops all workers".into(),
         ),
-        (
-            spec.recycle.is_some(),
-            "recycle",
-            "recycling workers is not there yet: leave the field out; kubectl rollout restart of the Deployment replaces them".into(),
-        ),
     ];
     let refused = table.into_iter().filter(|(found, ..)| *found);
     refused.map(|(_, field, message)| refuse(Reason::NotYetSupported, field, message)).collect()
