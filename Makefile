@@ -23,7 +23,7 @@ else
 endif
 CARGO = cd $(TREE) && env $$($(CURDIR)/$(S)/libtorch.sh $(LIBTORCH)) CARGO_TARGET_DIR=$(TARGET) cargo
 # Crates that need no libtorch build and test in seconds without it.
-PLAIN := -p imagegen-core -p imagegen-proto -p imagegen-telemetry -p imagegen-operator -p imagegen
+PLAIN := -p fake-nvml -p imagegen-core -p imagegen-proto -p imagegen-telemetry -p imagegen-operator -p imagegen
 TORCH := -p imagegen-model -p imagegen-worker
 
 .PHONY: help
@@ -40,7 +40,7 @@ demo-down: ## Remove what the demo made
 # --- Building
 .PHONY: setup worker operator cli programs images libtorch-cuda tree
 setup: ## Install what building, the test cluster and the checks need
-	@$(S)/setup.sh build cluster lint
+	@$(S)/setup.sh build cluster lint alerts
 tree:
 	@[ $(LIBTORCH) = 2.5.1 ] || $(S)/tree.sh $(LIBTORCH)
 worker: tree ## Release build of the worker (LIBTORCH=2.11 for the newer libtorch)
@@ -86,14 +86,14 @@ test-rust: test-tools tree ## Every Rust test, in one build
 	@$(S)/setup.sh build
 	$(CARGO) test --locked $(PLAIN) $(TORCH)
 test-tools: ## Build what the tests of the operator and the cluster need (Kubernetes in one binary, Helm, ...)
-	@$(S)/setup.sh cluster && $(S)/test-tools.sh
+	@$(S)/setup.sh cluster alerts && $(S)/test-tools.sh
 test-plain: test-tools ## The Rust tests that need no libtorch
 	$(CARGO) test --locked $(PLAIN)
 test-model: tree ## Model and worker: parity with the reference, the server, pictures of the demo model
-	@$(S)/setup.sh build
+	@$(S)/setup.sh build alerts
 	$(CARGO) test --locked $(TORCH)
-test-chart: ## The Helm chart and the manifests, without a cluster
-	@$(S)/setup.sh cluster && $(S)/test-chart.sh
+test-chart: ## The Helm chart, the manifests and the alerts, without a cluster
+	@$(S)/setup.sh cluster alerts && $(S)/test-chart.sh
 test-cluster: images test-tools ## The product's own images on a real single-node Kubernetes (root)
 	cd tests/cluster && CGO_ENABLED=0 go test -trimpath -count=1 -timeout 30m ./...
 test-2.11: ## Model and worker tests against libtorch 2.11

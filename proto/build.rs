@@ -3,14 +3,18 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 2] = ["imagegen/v1/image.proto", "imagegen/v1/admin.proto"];
+/// What workers serve, and reflection shows.
+const WORKER: [&str; 2] = ["imagegen/v1/image.proto", "imagegen/v1/admin.proto"];
+/// What the operator serves to KEDA.
+const KEDA: [&str; 1] = ["keda/externalscaler.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let descriptors = protox::compile(FILES, ["."])?;
+    let descriptors = protox::compile(WORKER, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
-    for file in FILES {
+    tonic_prost_build::configure().compile_fds(protox::compile(KEDA, ["."])?)?;
+    for file in WORKER.into_iter().chain(KEDA) {
         println!("cargo:rerun-if-changed={file}");
     }
     Ok(())

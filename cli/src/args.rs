@@ -138,6 +138,9 @@ pub struct Job {
     /// file in it, named after the prompt. Absent: a file named after the prompt in the current folder.
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,
+    /// PNG file that shows how far the picture is, replaced after every step but the last. Small, and a guess.
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub preview: Option<PathBuf>,
     /// Encoding. Absent: what the file's extension says, else PNG.
     #[arg(long, value_enum, help_heading = "Output")]
     pub format: Option<Format>,
@@ -172,7 +175,8 @@ pub struct Job {
     /// Guidance ends where 1 - sigma exceeds this, 0 to 1.
     #[arg(long, value_name = "RATIO", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg_truncation: Option<f32>,
-    /// Scheduler. Absent: the model's own. Known: flow-matching Euler, written flow-match-euler.
+    /// Scheduler: flow-match-euler, unipc, deis, dpm-solver++, or heun (advised against: twice the work of a step).
+    /// Absent: the model's own, flow-match-euler.
     #[arg(long, value_name = "NAME", help_heading = "Picture")]
     pub scheduler: Option<SchedulerKind>,
     /// Run alone on the device, so that the picture is bitwise the same every time.

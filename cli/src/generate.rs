@@ -75,7 +75,7 @@ pub async fn generate(
 ) -> Result<(), Error> {
     let output_is_folder = job.output.as_deref().is_some_and(std::path::Path::is_dir);
     let plan = Plan::new(job.output.as_deref(), output_is_folder, job.format, prompt, job.count)?;
-    for path in &plan.paths {
+    for path in plan.paths.iter().chain(&job.preview) {
         files::check_writable(path)?;
     }
     let id = uuid::Uuid::new_v4().to_string();
@@ -107,7 +107,7 @@ async fn attempt_until_done(
     loop {
         made.attempts += 1;
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let explanation = match attempt(session, request, plan, display, made, remaining).await {
+        let explanation = match attempt(session, request, job, plan, display, made, remaining).await {
             Ok(()) => return Ok(()),
             Err(Failed::Final(error)) => return Err(error),
             Err(Failed::Call(explanation)) => explanation,
@@ -131,6 +131,7 @@ async fn attempt_until_done(
 async fn attempt(
     session: &Session,
     request: &GenerateRequest,
+    job: &Job,
     plan: &Plan,
     display: &mut Display,
     made: &mut Made,
@@ -155,7 +156,12 @@ async fn attempt(
                 made.request_id = accepted.request_id;
                 made.seed = accepted.seed;
             }
-            Some(Event::Progress(progress)) => display.progress(&progress),
+            Some(Event::Progress(progress)) => {
+                display.progress(&progress);
+                if let (Some(path), false) = (&job.preview, progress.preview.is_empty()) {
+                    files::write_whole(path, &progress.preview).map_err(Error::from)?;
+                }
+            }
             Some(Event::Image(image)) => save(image, plan, made)?,
             Some(Event::Finished(finished)) => {
                 made.timings = finished.timings.unwrap_or_default();

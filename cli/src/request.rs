@@ -24,10 +24,14 @@ pub fn build(prompt: &str, job: &Job, format: Format, seed: u32, request_id: &st
         scheduler: match job.scheduler {
             None => Scheduler::Unspecified,
             Some(SchedulerKind::FlowMatchEuler) => Scheduler::FlowMatchEuler,
+            Some(SchedulerKind::UniPc) => Scheduler::Unipc,
+            Some(SchedulerKind::Deis) => Scheduler::Deis,
+            Some(SchedulerKind::DpmSolverPlusPlus) => Scheduler::DpmSolverPlusPlus,
+            Some(SchedulerKind::Heun) => Scheduler::Heun,
         }
         .into(),
         priority: job.priority,
-        preview_every: 0,
+        preview_every: job.preview.is_some().into(),
         reproducible: job.reproducible,
         request_id: job.request_id.clone().unwrap_or_else(|| request_id.to_owned()),
     }
@@ -50,7 +54,7 @@ mod tests {
     fn every_flag_reaches_its_field() {
         let flags = "--size 1024x576 --seed 7 --count 2 --steps 9 --negative-prompt blurry --guidance-scale 1.5 \
                      --cfg-normalization 0.5 --cfg-truncation 0.75 --scheduler flow-match-euler --reproducible \
-                     --priority -3 --request-id mine";
+                     --priority -3 --request-id mine --preview preview.png";
         let wanted = GenerateRequest {
             prompt: "a red apple".to_owned(),
             negative_prompt: "blurry".to_owned(),
@@ -65,11 +69,18 @@ mod tests {
             format: 3,
             scheduler: 1,
             priority: -3,
-            preview_every: 0,
+            preview_every: 1,
             reproducible: true,
             request_id: "mine".to_owned(),
         };
         assert_eq!(parsed(flags), wanted);
+    }
+
+    #[test]
+    fn every_scheduler_has_its_number() {
+        for (number, name) in ["flow-match-euler", "unipc", "deis", "dpm-solver++", "heun"].into_iter().enumerate() {
+            assert_eq!(parsed(&format!("--scheduler {name}")).scheduler, number as i32 + 1, "{name}");
+        }
     }
 
     #[test]

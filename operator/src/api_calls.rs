@@ -8,10 +8,13 @@ use tower::{Layer, Service};
 use crate::metrics::{ApiCall, Metrics};
 
 /// The resources that the operator speaks of. Anything else counts as `other`, which keeps the label closed.
-const RESOURCES: [&str; 14] = [
+const RESOURCES: [&str; 18] = [
+    "apiservices",
+    "clusterroles",
     "configmaps",
     "deployments",
     "events",
+    "horizontalpodautoscalers",
     "imagegens",
     "imagegens/scale",
     "imagegens/status",
@@ -22,6 +25,7 @@ const RESOURCES: [&str; 14] = [
     "pods",
     "secrets",
     "services",
+    "subjectaccessreviews",
     "customresourcedefinitions",
 ];
 

@@ -7,6 +7,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Pod, PodSpec, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
@@ -22,6 +23,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{crd::ImageGen, reconcile::build::names::NAME_LABEL};
@@ -47,8 +49,12 @@ pub struct Caches {
     pub disruption_budgets: Store<PodDisruptionBudget>,
     /// Children.
     pub network_policies: Store<NetworkPolicy>,
+    /// Children.
+    pub hpas: Store<HorizontalPodAutoscaler>,
     /// Worker pods, without their specs.
     pub pods: Store<Pod>,
+    /// Marked at every change of a pod.
+    pub pods_changed: watch::Receiver<()>,
     /// One latch a cache. `Store::wait_until_ready` wakes only one of several waiters, and the controller is one.
     synced: Vec<CancellationToken>,
 }
@@ -87,12 +93,27 @@ pub fn watch(client: &Client, namespace: Option<&str>) -> (Caches, Controller<Gu
     let (config_maps, controller) = watches.owned(controller);
     let (disruption_budgets, controller) = watches.owned(controller);
     let (network_policies, controller) = watches.owned(controller);
+    let (hpas, controller) = watches.owned(controller);
     let (pods, events) = watches.cache::<Pod>(children(), without_spec);
+    let (changed, pods_changed) = watch::channel(());
+    let events = events.inspect_ok(move |_| {
+        changed.send_replace(());
+    });
     let controller = controller.watches_stream(events.touched_objects(), |pod| owner_by_label(&pod));
 
     let synced = watches.synced;
-    let caches =
-        Caches { imagegens, deployments, services, config_maps, disruption_budgets, network_policies, pods, synced };
+    let caches = Caches {
+        imagegens,
+        deployments,
+        services,
+        config_maps,
+        disruption_budgets,
+        network_policies,
+        hpas,
+        pods,
+        pods_changed,
+        synced,
+    };
     (caches, controller)
 }
 

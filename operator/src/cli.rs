@@ -59,9 +59,36 @@ pub struct RunArgs {
     #[arg(long, env = "IMAGEGEN_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
 
+    /// What is served to autoscalers.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+
     /// Leader election.
     #[command(flatten)]
     pub lease: LeaseArgs,
+}
+
+/// What is served to autoscalers.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "For autoscalers")]
+pub struct ServeArgs {
+    /// Name of the operator's Service in its namespace, for the certificate that its servers show. Without it there is
+    /// neither a KEDA scaler nor a metrics API
+    #[arg(long, env = "IMAGEGEN_SERVICE_NAME")]
+    pub service_name: Option<String>,
+
+    /// Where KEDA finds its external scaler
+    #[arg(long, env = "IMAGEGEN_KEDA_LISTEN", default_value = "0.0.0.0:9090")]
+    pub keda_listen: SocketAddr,
+
+    /// The ClusterRole that gives the operator its rights on APIServices, and owns the one it makes. Without it there is no
+    /// metrics API, and mode HorizontalPodAutoscaler is refused
+    #[arg(long, env = "IMAGEGEN_METRICS_API_CLUSTER_ROLE", requires = "service_name")]
+    pub metrics_api_cluster_role: Option<String>,
+
+    /// Where the API server finds the metrics API
+    #[arg(long, env = "IMAGEGEN_METRICS_API_LISTEN", default_value = "0.0.0.0:9443")]
+    pub metrics_api_listen: SocketAddr,
 }
 
 /// What an ImageGen may ask for beyond what a pod in a `restricted` namespace may.

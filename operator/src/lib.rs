@@ -15,11 +15,17 @@ pub mod caches;
 pub mod cli;
 pub mod crd;
 pub mod events;
+pub mod fleets;
+pub mod keda;
 pub mod lease;
 pub mod metrics;
+pub mod metrics_api;
 pub mod pki;
 pub mod reconcile;
+pub mod recycle;
 pub mod run;
+mod serve;
+pub mod serving;
 
 /// The field manager of everything that the operator applies, and the controller name in its events.
 pub const FIELD_MANAGER: &str = "imagegen-operator";

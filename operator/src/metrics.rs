@@ -8,6 +8,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
+use tonic::Code;
 
 /// From a reconcile that finds nothing to do to one that waits for a slow API server.
 const RECONCILE_SECONDS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
@@ -49,6 +50,8 @@ pub struct Metrics {
     reconcile_errors: Family<Failure, Counter>,
     reconciling: Gauge,
     leader: Gauge,
+    metrics_api_answers: Family<[(&'static str, String); 1], Counter>,
+    keda_answers: Family<[(&'static str, &'static str); 1], Counter>,
     /// Calls to the API server, watches and the leader election included.
     pub api_requests: Family<ApiCall, Counter>,
 }
@@ -62,6 +65,8 @@ impl Metrics {
             reconcile_errors: Family::default(),
             reconciling: Gauge::default(),
             leader: Gauge::default(),
+            metrics_api_answers: Family::default(),
+            keda_answers: Family::default(),
             api_requests: Family::default(),
         };
         let seconds = metrics.reconcile_seconds.clone();
@@ -70,6 +75,9 @@ impl Metrics {
         registry.register("reconcile_errors", "Reconciles that failed, by category", errors);
         registry.register("reconciling", "Reconciles that run now", metrics.reconciling.clone());
         registry.register("leader", "1 on the pod that writes, 0 on the others", metrics.leader.clone());
+        let help = "Answers of the custom metrics API, by HTTP status";
+        registry.register("metrics_api_answers", help, metrics.metrics_api_answers.clone());
+        registry.register("keda_answers", "Answers to KEDA, by gRPC status", metrics.keda_answers.clone());
         let requests = metrics.api_requests.clone();
         registry.register("api_requests", "Calls to the API server, by verb and resource", requests);
         metrics
@@ -93,6 +101,23 @@ impl Metrics {
     pub fn reconciling(&self) -> Reconciling {
         self.reconciling.inc();
         Reconciling(self.reconciling.clone())
+    }
+
+    /// Notes an answer of the custom metrics API.
+    pub fn metrics_api_answered(&self, code: u16) {
+        self.metrics_api_answers.get_or_create(&[("code", code.to_string())]).inc();
+    }
+
+    /// Notes an answer to KEDA.
+    pub fn keda_answered(&self, code: Code) {
+        let code = match code {
+            Code::Ok => "Ok",
+            Code::InvalidArgument => "InvalidArgument",
+            Code::NotFound => "NotFound",
+            Code::Unavailable => "Unavailable",
+            _ => "Other",
+        };
+        self.keda_answers.get_or_create(&[("code", code)]).inc();
     }
 
     /// Notes whether this pod writes.
@@ -147,6 +172,8 @@ mod tests {
         metrics.reconciled(Duration::from_millis(20), Some("Transient"));
         metrics.leads(true);
         metrics.api_requests.get_or_create(&ApiCall { verb: "patch", resource: "deployments" }).inc();
+        metrics.metrics_api_answered(503);
+        metrics.keda_answered(Code::Unavailable);
         let running = metrics.reconciling();
         let mut page = String::new();
         encode(&mut page, &registry).unwrap();
@@ -156,6 +183,8 @@ mod tests {
             "imagegen_operator_reconciling 1",
             "imagegen_operator_leader 1",
             "imagegen_operator_api_requests_total{verb=\"patch\",resource=\"deployments\"} 1",
+            "imagegen_operator_metrics_api_answers_total{code=\"503\"} 1",
+            "imagegen_operator_keda_answers_total{code=\"Unavailable\"} 1",
             "imagegen_operator_imagegens{ready=\"true\"} 3",
             "imagegen_operator_imagegens{ready=\"unknown\"} 0",
         ] {

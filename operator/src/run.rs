@@ -27,12 +27,19 @@ use tracing::{debug, info, warn};
 use crate::{
     FIELD_MANAGER,
     api_calls::CountCalls,
+    autoscale::reports::{Reports, identity},
     caches::{Caches, Guarded, watch},
     cli::RunArgs,
+    fleets::Fleets,
     lease::{self, Candidate, Leadership},
     metrics::{Counts, Metrics},
     pki,
-    reconcile::{self, Context, types::OperatorSettings},
+    reconcile::{
+        self, Context,
+        api_service::{self, MetricsApiState, Place},
+        types::OperatorSettings,
+    },
+    serve,
 };
 
 /// Changes of one object within this time are one reconcile.
@@ -60,13 +67,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let stop = supervisor.stop_token();
     let (announcer, leadership) = lease::leadership();
     let (publish, authority) = watch::channel(None);
+    let (publish_api, metrics_api) = watch::channel(MetricsApiState::NotWanted);
     let drained = CancellationToken::new();
     let writers = TaskTracker::new();
 
     let mut scopes = Vec::new();
     for namespace in namespaces(&args) {
         let (caches, controller) = watch(&client, namespace.as_deref());
-        let context = Arc::new(Context::new(
+        let context = Context::new(
             client.clone(),
             caches.clone(),
             settings(&args),
@@ -74,7 +82,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             authority.clone(),
             metrics.clone(),
             recorder(&client, &args.pod_name),
-        ));
+        );
+        let context = Arc::new(context.with_metrics_api(metrics_api.clone()));
         let running = drive(controller, context, args.concurrency, stop.clone());
         supervisor.spawn(
             "controller",
@@ -100,7 +109,25 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         Candidate { api: leases, name: args.lease.lease_name.clone(), identity: args.pod_name.clone(), timing };
     supervisor.spawn("leader election", lease::run(candidate, announcer, stop.clone(), drained));
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &args.namespace);
-    supervisor.spawn("certificates", pki::store::run(secrets, publish, leadership.clone(), stop.clone()));
+    let service = args.serve.service_name.as_deref();
+    let serving = service.map(|service| pki::serving::serving_name(service, &args.namespace));
+    let (publish_identity, client_certificate) = watch::channel(None);
+    let reading = identity::run(secrets.clone(), authority.clone(), publish_identity, stop.clone());
+    supervisor.spawn("client certificate", reading);
+    let certificates = pki::store::run(secrets, serving, publish, leadership.clone(), stop.clone());
+    supervisor.spawn("certificates", certificates);
+    if let Some(place) = api_service_place(&args) {
+        let (scopes, leadership) = (scopes.clone(), leadership.clone());
+        let tending = api_service::run(client.clone(), scopes, place, authority, leadership, publish_api, stop.clone());
+        supervisor.spawn("APIService", tending);
+    }
+    let reports = Reports::default();
+    for caches in &scopes {
+        let streams = reports.clone().run(caches.clone(), client_certificate.clone(), stop.clone());
+        supervisor.spawn("worker reports", streams);
+    }
+    let fleets = Fleets::new(scopes.clone().into(), reports);
+    serve::start(&args, &client, fleets, metrics.clone(), &mut supervisor).await?;
     supervisor.spawn("leader gauge", watch_leadership(leadership.clone(), metrics, stop.clone()));
 
     let (synced, ready) = watch::channel(false);
@@ -132,7 +159,17 @@ fn settings(args: &RunArgs) -> OperatorSettings {
         operator_namespace: args.namespace.clone(),
         allow_host_path: args.allow.allow_host_path,
         allow_privileged_pods: args.allow.allow_privileged_pods,
+        metrics_api: args.serve.metrics_api_cluster_role.is_some(),
     }
+}
+
+/// Where the metrics API is, in an operator that may put it into the cluster.
+fn api_service_place(args: &RunArgs) -> Option<Place> {
+    Some(Place {
+        namespace: args.namespace.clone(),
+        service: args.serve.service_name.clone()?,
+        cluster_role: args.serve.metrics_api_cluster_role.clone()?,
+    })
 }
 
 fn recorder(client: &Client, pod: &str) -> Recorder {
@@ -150,6 +187,7 @@ async fn drive(controller: Controller<Guarded>, context: Arc<Context>, concurren
     });
     let gained = gained.filter_map(|gained| std::future::ready(gained.then_some(())));
     let authority = WatchStream::from_changes(context.authority.clone()).map(|_| ());
+    let metrics_api = WatchStream::from_changes(context.metrics_api.clone()).map(|_| ());
     let caches = context.caches.clone();
     let synced = futures::stream::once(async move { caches.synced().await });
     let config = controller::Config::default().debounce(DEBOUNCE).concurrency(concurrency);
@@ -158,6 +196,7 @@ async fn drive(controller: Controller<Guarded>, context: Arc<Context>, concurren
         .reconcile_all_on(synced)
         .reconcile_all_on(gained)
         .reconcile_all_on(authority)
+        .reconcile_all_on(metrics_api)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(
             reconcile::reconcile,

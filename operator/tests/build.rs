@@ -23,6 +23,7 @@ fn operator() -> OperatorSettings {
         operator_namespace: "imagegen-system".into(),
         allow_host_path: false,
         allow_privileged_pods: false,
+        metrics_api: true,
     }
 }
 
@@ -53,12 +54,16 @@ fn refusals(spec: &str, facts: &Facts, operator: &OperatorSettings) -> Vec<Refus
 }
 
 fn children(desired: &Desired) -> Value {
-    json!({
+    let mut children = json!({
         "configMap": desired.config_map, "deployment": desired.deployment, "service": desired.service,
         "headlessService": desired.headless_service, "podDisruptionBudget": desired.pod_disruption_budget,
         "networkPolicy": desired.network_policy, "adminTlsSecret": desired.admin_tls_secret,
         "adminTlsServerName": desired.admin_tls_server_name,
-    })
+    });
+    if let Some(hpa) = &desired.hpa {
+        children["hpa"] = json!(hpa);
+    }
+    children
 }
 
 #[test]
@@ -121,18 +126,14 @@ fn allocator_settings_that_only_the_schema_stops_are_refused_all_the_same() {
     "spec.model.source.huggingFace"
 )]
 #[case::float8("model: {source: {hostPath: {path: /m}}, precision: Float8}", "spec.model.precision")]
-#[case::a_profile(&with("worker: {profile: l4}"), "spec.worker.profile")]
 #[case::a_dra_claim(&with("worker: {gpu: {claim: {resourceClaimTemplateName: g}}}"), "spec.worker.gpu.claim")]
 #[case::a_memory_limit(&with("worker: {memoryLimitRatio: 0.9}"), "spec.worker.memoryLimitRatio")]
 #[case::a_holdup(&with("worker: {queue: {maxHoldup: 5s}}"), "spec.worker.queue.maxHoldup")]
-#[case::tiling(&with("worker: {vaeTiling: Always}"), "spec.worker.vaeTiling")]
 #[case::offloading(&with("worker: {textEncoder: {residency: Offloaded}}"), "spec.worker.textEncoder.residency")]
 #[case::small_weights(&with("worker: {textEncoder: {weights: Int4}}"), "spec.worker.textEncoder.weights")]
 #[case::mixed_weights(&with("worker: {device: Cpu, textEncoder: {weights: BFloat16}}"), "spec.worker.textEncoder.weights")]
 #[case::pool_overhead(&with("worker: {poolOverhead: {trimAbove: 0.3}}"), "spec.worker.poolOverhead")]
 #[case::the_operators_autoscaler(&with("autoscaling: {mode: Operator, maxReplicas: 3}"), "spec.autoscaling.mode")]
-#[case::an_hpa(&with("autoscaling: {mode: HorizontalPodAutoscaler, maxReplicas: 3}"), "spec.autoscaling.mode")]
-#[case::keda(&with("autoscaling: {mode: External}"), "spec.autoscaling.mode")]
 #[case::scale_to_zero(&with("autoscaling: {mode: Disabled, minReplicas: 0, scaleToZero: {maxHeld: 3}}"), "spec.autoscaling.scaleToZero")]
 #[case::recycling(&with("recycle: {schedule: 0 3 * * *}"), "spec.recycle")]
 #[case::roll_back(&with("rollout: {onFailure: RollBack}"), "spec.rollout.onFailure")]
@@ -187,12 +188,12 @@ fn more_rights_than_a_restricted_pod_has_need_a_flag(#[case] spec: &str, #[case]
 #[test]
 fn a_refusal_tells_everything_that_is_wrong_at_once() {
     let spec = with(
-        "suspend: true\nworker: {profile: l4, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
+        "suspend: true\nworker: {vaeTiling: Always, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
     );
     let fields: Vec<_> =
         refusals(&spec, &Facts::default(), &operator()).into_iter().map(|refusal| refusal.field).collect();
     let podded = "spec.worker.podTemplate.securityContext.runAsUser";
-    assert_eq!(fields, ["spec.worker.profile", "spec.suspend", podded, "spec.drainTimeout"]);
+    assert_eq!(fields, ["spec.worker.vaeTiling", "spec.suspend", podded, "spec.drainTimeout"]);
 }
 
 #[rstest]

@@ -6,7 +6,13 @@ pub mod v1 {
     tonic::include_proto!("imagegen.v1");
 }
 
-/// Descriptors of every service in this crate, for gRPC reflection.
+/// Package `externalscaler`: KEDA's interface to external scalers.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod externalscaler {
+    tonic::include_proto!("externalscaler");
+}
+
+/// Descriptors of the services in package `imagegen.v1`, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Name of the HTTP/2 header that carries a bearer token.

@@ -19,6 +19,8 @@ import transformers
 from safetensors.torch import save_file
 
 import retrieval
+import schedulers
+import tiling
 import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,6 +181,17 @@ def write(name: str, save) -> None:
         {"versions": VERSIONS, "runs": cases, "tokens": tokens(pipeline)}, indent=1, ensure_ascii=False) + "\n")
 
 
+@torch.no_grad()
+def extras() -> None:
+    """What needs no more of a checkpoint than is saved."""
+    save_file(schedulers.fixtures(), FIXTURES / "schedulers.safetensors")
+    generator = torch.Generator("cpu").manual_seed(5)
+    tiled = {}
+    for name in ("tiny-a", "tiny-b"):
+        tiled.update(tiling.fixtures(name, tiny.load(FIXTURES / name).vae, generator))
+    save_file({key: value.contiguous() for key, value in tiled.items()}, FIXTURES / "tiled.safetensors")
+
+
 def checksums() -> None:
     for path in FIXTURES.rglob("*.safetensors"):
         path.chmod(0o644)
@@ -196,6 +209,7 @@ def main() -> None:
     write("tiny-a", tiny.save_a)
     write("tiny-b", tiny.save_b)
     save_file(noise(), FIXTURES / "noise.safetensors")
+    extras()
     if arguments.retrieval:
         retrieval.write(DEMO, FIXTURES / "retrieval.json", VERSIONS)
     checksums()

@@ -7,7 +7,10 @@ use imagegen_proto::v1::{
     DrainReply, DrainRequest, ResumeReply, ResumeRequest, WatchReportRequest, WorkerReport, WorkerState,
     admin_service_server::AdminService,
 };
-use tokio::{sync::watch, time};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -17,6 +20,12 @@ use crate::{
     dispatcher::Dispatcher,
     snapshot::{Phase, Snapshot},
 };
+
+/// An order to drain and then end the process.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    pub(crate) timeout: Duration,
+}
 
 /// Longest time between two reports.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -28,6 +37,8 @@ pub(crate) struct Admin {
     pub(crate) drain_timeout: Duration,
     /// Timers of drains.
     pub(crate) timers: TaskTracker,
+    /// Of drains that end the process; there is one at most.
+    pub(crate) exits: mpsc::Sender<Exit>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -47,7 +58,7 @@ impl AdminService for Admin {
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainReply>, Status> {
-        let DrainRequest { id, timeout_seconds } = request.into_inner();
+        let DrainRequest { id, timeout_seconds, exit } = request.into_inner();
         if id.is_empty() {
             return Err(invalid("id", "must not be empty: Resume needs it"));
         }
@@ -56,14 +67,21 @@ impl AdminService for Admin {
             seconds => Duration::try_from_secs_f64(seconds)
                 .map_err(|_| invalid("timeout_seconds", "must be a number of at least 0"))?,
         };
+        if exit {
+            if self.dispatcher.begin_shutdown(&id) {
+                info!(drain_id = id, "Draining before the process ends, because the operator asks.");
+                // The end of life listens until the process ends, and only the first order gets here.
+                let _ = self.exits.try_send(Exit { timeout });
+            }
+            return Ok(Response::new(self.left()));
+        }
         let is_new = self.dispatcher.snapshot().drain_id.as_deref() != Some(id.as_str());
         self.dispatcher.drain(&id);
         if is_new {
             info!(drain_id = id, timeout_seconds = timeout.as_secs_f64(), "Draining, because the operator asks.");
             self.timers.spawn(end_in_time(Arc::clone(&self.dispatcher), id, timeout, self.stop.clone()));
         }
-        let Snapshot { running, queued, .. } = self.dispatcher.snapshot();
-        Ok(Response::new(DrainReply { running: count(running), queued: count(queued) }))
+        Ok(Response::new(self.left()))
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeReply>, Status> {
@@ -78,6 +96,11 @@ impl AdminService for Admin {
 }
 
 impl Admin {
+    fn left(&self) -> DrainReply {
+        let Snapshot { running, queued, .. } = self.dispatcher.snapshot();
+        DrainReply { running: count(running), queued: count(queued) }
+    }
+
     async fn next_report(
         &self,
         mut changes: watch::Receiver<Snapshot>,

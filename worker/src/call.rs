@@ -65,10 +65,11 @@ impl Call {
         Some(Subscription { call: Arc::clone(self), cursor: 0, first_progress, changes, deadline, is_done: false })
     }
 
-    /// Bytes of the pictures.
+    /// Bytes of the pictures and previews.
     pub(crate) fn image_bytes(&self) -> usize {
         let bytes = |event: &GenerateEvent| match &event.event {
             Some(Event::Image(image)) => image.data.len(),
+            Some(Event::Progress(progress)) => progress.preview.len(),
             _ => 0,
         };
         self.lock().events.iter().map(bytes).sum()

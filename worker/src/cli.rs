@@ -13,7 +13,7 @@ use imagegen_telemetry::logging::LogArgs;
 
 pub use crate::{
     allocator::AllocatorArgs,
-    device::{Device, Precision},
+    device::{Device, Precision, VaeTiling},
 };
 
 /// Makes pictures from text with Z-Image models: as a gRPC server (serve), or one request without a server (generate).
@@ -34,7 +34,7 @@ pub struct Cli {
 /// Shown below the help.
 const EXIT_CODES: &str = "Exit codes:
   0  done; for serve: drained and stopped when asked to
-  1  something else failed; the last log line says what
+  1  something else failed; the last log line says what. doctor: something is wrong enough to stop serving
   2  the command line, a setting or a request is wrong
   3  the model could not be loaded
   4  the engine failed; for serve: the device needs a new process
@@ -52,6 +52,70 @@ pub enum Command {
     ///
     /// Progress is written to standard error. Each picture appears under its name only when it is complete.
     Generate(Box<GenerateArgs>),
+    /// Say what this machine and its settings mean for serving, with what to change
+    ///
+    /// Looks at the GPU, its driver and who else uses it, clocks, heat and power, the allocator's settings and the profile that fits.
+    /// Changes nothing. The exit code is 1 when something is wrong enough to stop serving.
+    Doctor(Box<DoctorArgs>),
+    /// List the GPU profiles
+    Profiles(ProfilesArgs),
+}
+
+/// Which GPU profile fills in what nobody set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProfileChoice {
+    /// The one of the card.
+    Auto,
+    /// None: the built-in values hold.
+    None,
+    /// The one of this name.
+    Named(String),
+}
+
+impl FromStr for ProfileChoice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "none" => Self::None,
+            name => Self::Named(name.to_owned()),
+        })
+    }
+}
+
+/// What the doctor looks at.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Folder of the checkpoint, to see whether it fits
+    #[arg(long, env = "IMAGEGEN_MODEL", value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Numbers the weights would be kept in [default: bfloat16 on a GPU, float32 on a CPU]
+    #[arg(long, env = "IMAGEGEN_PRECISION", value_enum)]
+    pub precision: Option<Precision>,
+    /// Where the model would run: cpu, cuda (the first GPU), or cuda:N [default: a GPU where there is one]
+    #[arg(long, env = "IMAGEGEN_DEVICE")]
+    pub device: Option<Device>,
+    /// GPU profile: auto, none, or a name
+    #[arg(long, env = "IMAGEGEN_PROFILE", default_value = "auto", value_name = "NAME")]
+    pub profile: ProfileChoice,
+    /// UUID of the GPU or MIG instance that it has to be
+    #[arg(long, env = "IMAGEGEN_GPU_UUID", value_name = "UUID")]
+    pub gpu_uuid: Option<String>,
+    /// NVML library to open instead of the system's libnvidia-ml.so.1
+    #[arg(long, env = "IMAGEGEN_NVML_LIBRARY", value_name = "FILE")]
+    pub nvml_library: Option<PathBuf>,
+    /// Print JSON for programs
+    #[arg(long, env = "IMAGEGEN_JSON")]
+    pub json: bool,
+}
+
+/// How profiles are listed.
+#[derive(Debug, Clone, Args)]
+pub struct ProfilesArgs {
+    /// Print JSON for programs
+    #[arg(long, env = "IMAGEGEN_JSON")]
+    pub json: bool,
 }
 
 /// Which engine makes the pictures.
@@ -84,9 +148,22 @@ pub struct ServeArgs {
     /// Numbers the weights are kept in [default: bfloat16 on a GPU, float32 on a CPU]
     #[arg(long, env = "IMAGEGEN_PRECISION", value_enum, help_heading = "Model")]
     pub precision: Option<Precision>,
+    /// Which pictures the VAE decodes in tiles, of the size in its config.json. Tiles bound the memory and change the picture a little
+    #[arg(long, env = "IMAGEGEN_VAE_TILING", value_enum, default_value_t, help_heading = "Model")]
+    pub vae_tiling: VaeTiling,
     /// Where the model runs: cpu, cuda (the first GPU), or cuda:N
     #[arg(long, env = "IMAGEGEN_DEVICE", default_value = "cpu", help_heading = "Model")]
     pub device: Device,
+    /// GPU profile that fills in precision and buckets where nobody set them: auto (that of the card), none, or a name from
+    /// imagegen-worker profiles
+    #[arg(long, env = "IMAGEGEN_PROFILE", default_value = "auto", value_name = "NAME", help_heading = "Model")]
+    pub profile: ProfileChoice,
+    /// UUID of the GPU or MIG instance that the worker must run on; it refuses to start on another
+    #[arg(long, env = "IMAGEGEN_GPU_UUID", value_name = "UUID", help_heading = "Model")]
+    pub gpu_uuid: Option<String>,
+    /// NVML library to open instead of the system's libnvidia-ml.so.1
+    #[arg(long, env = "IMAGEGEN_NVML_LIBRARY", value_name = "FILE", help_heading = "Model")]
+    pub nvml_library: Option<PathBuf>,
     /// CPU threads of libtorch [default: the CPU limit of the container, or all cores]
     #[arg(long, env = "IMAGEGEN_THREADS", value_name = "N", value_parser = positive_usize, help_heading = "Model")]
     pub threads: Option<usize>,
@@ -227,12 +304,16 @@ pub struct GenerateArgs {
     /// Images to make
     #[arg(long, env = "IMAGEGEN_COUNT", default_value_t = 1, value_name = "N")]
     pub count: u32,
-    /// How noise becomes a picture: flow-match-euler
+    /// How noise becomes a picture: flow-match-euler (the model's own), unipc, deis, dpm-solver++, or heun (advised against: twice the
+    /// work of a step)
     #[arg(long, env = "IMAGEGEN_SCHEDULER", default_value_t = SchedulerKind::FlowMatchEuler, value_name = "NAME")]
     pub scheduler: SchedulerKind,
     /// Numbers the weights are kept in [default: bfloat16 on a GPU, float32 on a CPU]
     #[arg(long, env = "IMAGEGEN_PRECISION", value_enum)]
     pub precision: Option<Precision>,
+    /// Which pictures the VAE decodes in tiles, of the size in its config.json. Tiles bound the memory and change the picture a little
+    #[arg(long, env = "IMAGEGEN_VAE_TILING", value_enum, default_value_t)]
+    pub vae_tiling: VaeTiling,
     /// Where the model runs: cpu, cuda (the first GPU), or cuda:N
     #[arg(long, env = "IMAGEGEN_DEVICE", default_value = "cpu")]
     pub device: Device,

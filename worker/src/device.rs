@@ -1,6 +1,8 @@
-//! Names of devices and precisions, as they are written on the command line.
+//! Names of devices, precisions and ways to decode, as they are written on the command line.
 
 use std::{fmt, str::FromStr};
+
+use imagegen_core::allocator::Allocator;
 
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,17 @@ impl FromStr for Device {
     }
 }
 
+impl Device {
+    /// bfloat16 on GPUs, float32 on processors, which are slower in bfloat16.
+    #[must_use]
+    pub const fn suited_precision(self) -> Precision {
+        match self {
+            Self::Cpu => Precision::Float32,
+            Self::Cuda(_) => Precision::BFloat16,
+        }
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -38,6 +51,37 @@ impl fmt::Display for Device {
             Self::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }
+}
+
+/// Which pictures the VAE decodes in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum VaeTiling {
+    /// Those of at least 2048 x 2048 pixels
+    #[default]
+    Auto,
+    /// All that are larger than a tile
+    Always,
+    /// None
+    Never,
+}
+
+/// How the model is loaded and run.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineSettings {
+    /// Absent: what suits the device.
+    pub precision: Option<Precision>,
+    /// Which pictures are decoded in tiles.
+    pub vae_tiling: VaeTiling,
+    /// Where the model runs.
+    pub device: Device,
+    /// CPU threads of libtorch. Absent: the CPU limit.
+    pub threads: Option<usize>,
+    /// What the environment asks the GPU's allocator for. Absent: nothing.
+    pub allocator: Option<Allocator>,
+    /// Random weights in place of the checkpoint's.
+    pub random_weights: bool,
 }
 
 /// Numbers that the weights are kept in.

@@ -209,12 +209,16 @@ impl Dispatcher {
         });
     }
 
-    /// Stops admitting for good.
-    pub(crate) fn begin_shutdown(&self) {
+    /// Stops admitting for good, under this id. `false` when the process was ending already.
+    pub(crate) fn begin_shutdown(&self, id: &str) -> bool {
         self.update(|state| {
-            state.drain_id = Some(SHUTDOWN.to_owned());
-            state.is_ending = true;
-        });
+            let is_first = !state.is_ending;
+            if is_first {
+                state.drain_id = Some(id.to_owned());
+                state.is_ending = true;
+            }
+            is_first
+        })
     }
 
     /// Takes a drain back.

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Instant};
 
-use imagegen_core::{engine::EngineError, request::Request, spec::RgbImage};
+use imagegen_core::{
+    engine::EngineError,
+    request::{ImageFormat, Request},
+    spec::{RgbImage, Size},
+};
 use imagegen_proto::v1::{Accepted, Finished, Image, Progress, Timings, generate_event::Event};
 use tokio::task::spawn_blocking;
 use tracing::{debug, error, warn};
@@ -76,13 +80,24 @@ impl Driver {
                     self.dispatcher.metrics.queue_wait.observe(seconds);
                     queue_seconds = Some(seconds);
                 }
-                Some(EngineEvent::Step { first_index: index, step, eta_seconds }) => {
+                Some(EngineEvent::Step { first_index, step, eta_seconds, previews }) => {
                     let steps = self.request.steps;
-                    self.call.tell(Event::Progress(Progress { index, step, steps, eta_seconds, preview: Vec::new() }));
+                    let progress = |index, preview| Progress { index, step, steps, eta_seconds, preview };
+                    if previews.is_empty() {
+                        self.call.tell(Event::Progress(progress(first_index, Vec::new())));
+                    }
+                    for (index, preview) in (first_index..).zip(previews) {
+                        let preview = self.encode(preview, ImageFormat::Png).await?;
+                        self.call.tell(Event::Progress(progress(index, preview)));
+                    }
                 }
                 Some(EngineEvent::Image { index, image }) => {
                     let encoding = Instant::now();
-                    self.call.tell(Event::Image(self.encode(index, image).await?));
+                    let Size { width, height } = image.size;
+                    let format = self.request.format;
+                    let data = self.encode(image, format).await?;
+                    let (mime, seed) = (format.mime().into(), self.request.image_seed(index));
+                    self.call.tell(Event::Image(Image { index, data, mime, width, height, seed }));
                     let seconds = encoding.elapsed().as_secs_f64();
                     self.dispatcher.metrics.encoded(seconds);
                     encode_seconds += seconds;
@@ -90,13 +105,15 @@ impl Driver {
                 Some(EngineEvent::Ended(result)) => {
                     let StageSeconds { text_encoder, transformer, vae } =
                         result.map_err(|error| self.refusal(error))?;
+                    let total_seconds = start.elapsed().as_secs_f64();
+                    self.dispatcher.metrics.generated(total_seconds - queue_seconds.unwrap_or_default());
                     let timings = Timings {
                         queue_seconds: queue_seconds.unwrap_or_default(),
                         text_encoder_seconds: text_encoder,
                         transformer_seconds: transformer,
                         vae_seconds: vae,
                         encode_seconds,
-                        total_seconds: start.elapsed().as_secs_f64(),
+                        total_seconds,
                     };
                     return Ok(Event::Finished(Finished { timings: Some(timings), peak_bytes: 0 }));
                 }
@@ -112,17 +129,12 @@ impl Driver {
         }
     }
 
-    async fn encode(&self, index: u32, image: RgbImage) -> Result<Image, Refusal> {
-        let format = self.request.format;
-        let size = image.size;
-        let encoded = spawn_blocking(move || encode(&image, format)).await;
-        let data = match encoded {
-            Ok(Ok(data)) => data,
-            Ok(Err(error)) => return Err(self.internal(&format!("encoding as {format}: {error}"))),
-            Err(error) => return Err(self.internal(&format!("encoding as {format}: {error}"))),
-        };
-        let mime = format.mime().into();
-        Ok(Image { index, data, mime, width: size.width, height: size.height, seed: self.request.image_seed(index) })
+    async fn encode(&self, image: RgbImage, format: ImageFormat) -> Result<Vec<u8>, Refusal> {
+        match spawn_blocking(move || encode(&image, format)).await {
+            Ok(Ok(data)) => Ok(data),
+            Ok(Err(error)) => Err(self.internal(&format!("encoding as {format}: {error}"))),
+            Err(error) => Err(self.internal(&format!("encoding as {format}: {error}"))),
+        }
     }
 
     fn refusal(&self, error: JobError) -> Refusal {

@@ -47,7 +47,8 @@ pub(crate) enum EngineEvent {
     /// Its turn has come.
     Started { queue_seconds: f64 },
     /// A step of the images from `first_index` on is done.
-    Step { first_index: u32, step: u32, eta_seconds: f64 },
+    /// With `previews`, one for each of them.
+    Step { first_index: u32, step: u32, eta_seconds: f64, previews: Vec<RgbImage> },
     /// A picture.
     Image { index: u32, image: RgbImage },
     /// Nothing more comes.
@@ -177,7 +178,12 @@ fn make_batch<E: Engine>(
         seconds.transformer += taken;
         let left = Work::left(request, steps_before + u64::from(step) * images as u64, first_index.into());
         let eta_seconds = dispatcher.step_done(request, images, taken, left);
-        job.tell(EngineEvent::Step { first_index, step, eta_seconds });
+        let wanted = if request.has_preview(step) { images } else { 0 };
+        let preview = |index| timed(dispatcher, Stage::Vae, || engine.preview(batch, index));
+        let previews = (0..wanted).map(preview).collect::<Result<Vec<_>, _>>()?;
+        seconds.vae += previews.iter().map(|(_, taken)| taken).sum::<f64>();
+        let previews = previews.into_iter().map(|(preview, _)| preview).collect();
+        job.tell(EngineEvent::Step { first_index, step, eta_seconds, previews });
     }
     for offset in 0..images {
         job.check()?;

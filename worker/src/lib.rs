@@ -9,7 +9,9 @@
 //! through the dispatcher.
 
 pub mod cli;
+pub mod doctor;
 pub mod generate;
+pub mod profiles;
 pub mod run;
 pub mod scripted;
 
@@ -24,6 +26,7 @@ mod dispatcher;
 mod driver;
 mod encode;
 mod engine_thread;
+mod gpu;
 mod health;
 mod metrics;
 mod output;

@@ -1,12 +1,12 @@
 //! The ImageGen worker's command line.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 use imagegen_telemetry::logging;
 use imagegen_worker::{
     cli::{Cli, Command},
-    generate, run,
+    doctor, generate, profiles, run,
 };
 use tokio::{
     runtime::Runtime,
@@ -36,6 +36,20 @@ fn main() -> ExitCode {
                 ExitCode::from(error.exit_code())
             }
         },
+        Command::Doctor(args) => match doctor::doctor(*args) {
+            Ok(report) => print(&report.text, if report.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            Err(error) => {
+                eprintln!("imagegen-worker doctor: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Profiles(args) => match profiles::list(args.json) {
+            Ok(text) => print(&text, ExitCode::SUCCESS),
+            Err(error) => {
+                eprintln!("imagegen-worker profiles: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Serve(args) => {
             let settings = match (command.find_subcommand("serve"), matches.subcommand()) {
                 (Some(command), Some((_, matches))) => run::Settings::new(command, matches),
@@ -60,6 +74,12 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Whoever reads may stop early; that is no fault.
+fn print(text: &str, code: ExitCode) -> ExitCode {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    code
 }
 
 async fn serve(args: imagegen_worker::cli::ServeArgs, settings: run::Settings) -> anyhow::Result<()> {

@@ -19,6 +19,7 @@ use prometheus_client::{
 use tonic::Code;
 
 use crate::{
+    gpu::{metrics::GpuMetrics, sampler::Sampler},
     snapshot::{Phase, Snapshot},
     status::Refusal,
 };
@@ -41,6 +42,8 @@ pub(crate) struct Metrics {
     pub(crate) reloads: Family<Label, Counter>,
     stages: Histograms,
     steps: Histogram,
+    generations: Histogram,
+    slow_in_a_row: Gauge,
     failures: Family<FailureLabels, Counter>,
     queued: Gauge,
     running: Gauge,
@@ -55,6 +58,9 @@ pub(crate) struct Metrics {
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.005, 2.0, 19))
 }
+
+/// What the alert on slow generations calls slow.
+const SLOW_SECONDS: f64 = 30.0;
 
 /// Names of the states, as [`state`] gives them.
 const STATES: [&str; 5] = ["loading", "serving", "draining", "drained", "failed"];
@@ -109,6 +115,8 @@ impl Metrics {
             reloads: Family::default(),
             stages: Family::new_with_constructor(seconds),
             steps: seconds(),
+            generations: seconds(),
+            slow_in_a_row: Gauge::default(),
             failures: Family::default(),
             queued: Gauge::default(),
             running: Gauge::default(),
@@ -150,6 +158,17 @@ impl Metrics {
             metrics.stages.clone(),
         );
         own.register_with_unit("step", "Time of one denoising step of a batch", Unit::Seconds, metrics.steps.clone());
+        own.register_with_unit(
+            "generation",
+            "Time of a finished request from the engine's first work on it to its end",
+            Unit::Seconds,
+            metrics.generations.clone(),
+        );
+        own.register(
+            "slow_generations_in_a_row",
+            "Finished requests since the last one that took at most 30 s, from the engine's first work to the end",
+            metrics.slow_in_a_row.clone(),
+        );
         own.register("engine_failures", "Failed calls of the engine, by stage and kind", metrics.failures.clone());
         own.register("queued_requests", "Requests that wait for the engine", metrics.queued.clone());
         own.register("running_requests", "Requests on the engine", metrics.running.clone());
@@ -231,6 +250,16 @@ impl Metrics {
         }
     }
 
+    /// A request has got all its pictures.
+    pub(crate) fn generated(&self, seconds: f64) {
+        self.generations.observe(seconds);
+        if seconds > SLOW_SECONDS {
+            self.slow_in_a_row.inc();
+        } else {
+            self.slow_in_a_row.set(0);
+        }
+    }
+
     pub(crate) fn loading(&self, loaded_bytes: u64) {
         self.loaded_bytes.set(gauge(loaded_bytes));
     }
@@ -282,9 +311,28 @@ const fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// A registry with the worker's metrics.
-pub(crate) fn registry() -> (Arc<Registry>, Metrics) {
+/// A registry with the worker's metrics and those of its device.
+pub(crate) fn registry(device: &Sampler) -> (Arc<Registry>, Metrics) {
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
+    let own = registry.sub_registry_with_prefix("imagegen_worker");
+    own.register_collector(Box::new(GpuMetrics(device.subscribe())));
+    own.register("device_call_failures", "Failed calls when reading the device, by call", device.failures());
     (Arc::new(registry), metrics)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_generations_are_counted_until_a_quick_one() {
+        let metrics = Metrics::register(&mut Registry::default());
+        let mut seen = Vec::new();
+        for seconds in [1.0, 31.0, 30.5, 40.0, 30.0] {
+            metrics.generated(seconds);
+            seen.push(metrics.slow_in_a_row.get());
+        }
+        assert_eq!(seen, [0, 1, 2, 3, 0]);
+    }
 }

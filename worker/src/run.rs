@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use imagegen_core::{
-    allocator::Allocator,
-    rules::{Limits, RuleSettings},
-};
+use imagegen_core::rules::{Limits, RuleSettings};
 use imagegen_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{admin_service_server::AdminServiceServer, image_service_server::ImageServiceServer},
@@ -34,8 +31,10 @@ use crate::{
     calls::Calls,
     cli::{EngineChoice, ServeArgs},
     connections::{Age, FLUSH, Handler, Port},
+    device::EngineSettings,
     dispatcher::Dispatcher,
     engine_thread::{self, EngineEnd},
+    gpu::{ProbeOptions, sampler},
     health, metrics,
     reload::{Parse, Reloading},
     scripted::{Script, ScriptedEngine},
@@ -43,6 +42,7 @@ use crate::{
     settings, tls,
 };
 
+mod device;
 mod error;
 mod life;
 
@@ -81,12 +81,16 @@ pub struct Host {
 ///
 /// # Errors
 /// See [`ServeError`].
-pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<(), ServeError> {
+pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Result<(), ServeError> {
     // Without `..`: a flag that nothing reads does not compile.
     let ServeArgs {
         model,
         precision,
+        vae_tiling,
         device,
+        profile,
+        gpu_uuid,
+        nvml_library,
         threads,
         allocator,
         listen,
@@ -124,9 +128,22 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
                 .into(),
         ));
     }
+    let options = ProbeOptions { device, library: nvml_library, gpu_uuid };
+    let device::Bound { sampler, profile } = device::bind(&options, &profile, model.as_deref()).await?;
+    settings.fill_in(profile.as_ref());
+    let precision = precision.or_else(|| profile.as_ref()?.precision());
+    let suited_buckets = profile.map(|profile| profile.buckets);
     let limits = Limits { max_pixels, max_steps, max_images_per_request };
-    let rules = RuleSettings { limits, default_size, default_steps, default_guidance_scale, buckets, size_policy };
-    let (registry, metrics) = metrics::registry();
+    let rules = RuleSettings {
+        limits,
+        default_size,
+        default_steps,
+        default_guidance_scale,
+        buckets,
+        suited_buckets,
+        size_policy,
+    };
+    let (registry, metrics) = metrics::registry(&sampler);
     let dispatcher = Arc::new(Dispatcher::new(rules, queue_capacity, queue_max_wait, metrics.clone()));
     let mut supervisor = Supervisor::new();
     let stop = supervisor.stop_token();
@@ -153,6 +170,7 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
     };
 
     let drivers = TaskTracker::new();
+    let (exits, ordered_exits) = mpsc::channel(1);
     let service = Service {
         dispatcher: Arc::clone(&dispatcher),
         calls: Arc::new(Calls::default()),
@@ -184,14 +202,20 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
     };
     supervisor.spawn("public gRPC server", public.serve());
     if let Some((listener, tls)) = admin_listener {
-        let admin =
-            Admin { dispatcher: Arc::clone(&dispatcher), drain_timeout, timers: drivers.clone(), stop: stop.clone() };
+        let admin = Admin {
+            dispatcher: Arc::clone(&dispatcher),
+            drain_timeout,
+            timers: drivers.clone(),
+            exits,
+            stop: stop.clone(),
+        };
         let routes = Routes::new(AdminServiceServer::new(admin)).prepare();
         let handler = Handler { routes, tokens: None, metrics: metrics.clone() };
         let port =
             Port { name: "admin", listener, tls: Some(tls), handler, age: None, drains: None, stop: stop.clone() };
         supervisor.spawn("admin gRPC server", port.serve());
     }
+    supervisor.spawn("device readings", sampler.run(sampler::EVERY, stop.clone()));
     supervisor.spawn("health", health::follow(Arc::clone(&dispatcher), reporter, stop.clone()));
     let (live, ready) = (Arc::clone(&dispatcher), dispatcher.subscribe());
     let page = Page {
@@ -207,8 +231,8 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
             engine_thread::spawn(move |progress| ScriptedEngine::load(script, progress), Arc::clone(&dispatcher))
         }
         EngineChoice::Torch => {
-            let threads = threads.unwrap_or_else(settings::default_threads);
-            torch_engine(model, random_weights, precision, device, threads, allocator, &dispatcher)?
+            let settings = EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights };
+            torch_engine(model, settings, &dispatcher)?
         }
     };
     let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
@@ -224,7 +248,7 @@ pub async fn serve(args: ServeArgs, settings: Settings, host: Host) -> Result<()
     // Whoever asked for the addresses may have stopped waiting.
     let _ = host.started.send(addresses);
 
-    let life = life::end_of_life(Arc::clone(&dispatcher), host.terminations, drain_timeout, stop);
+    let life = life::end_of_life(Arc::clone(&dispatcher), host.terminations, ordered_exits, drain_timeout, stop);
     // Ports flush first, so the tasks as a whole have a little longer.
     let (tasks, drained) = tokio::join!(supervisor.run(FLUSH + Duration::from_secs(3)), life);
     tasks.map_err(error::of_task)?;
@@ -259,26 +283,17 @@ type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
 #[cfg(feature = "torch")]
 fn torch_engine(
     model: Option<PathBuf>,
-    random_weights: bool,
-    precision: Option<crate::device::Precision>,
-    device: crate::device::Device,
-    threads: usize,
-    allocator: Option<Allocator>,
+    settings: EngineSettings,
     dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
-    let weights = crate::torch::weights(model, random_weights).map_err(ServeError::Settings)?;
-    let options = crate::torch::options(weights, precision, device, threads, allocator);
+    let options = crate::torch::options(model, settings).map_err(ServeError::Settings)?;
     Ok(engine_thread::spawn(move |progress| crate::torch::load(&options, progress), Arc::clone(dispatcher)))
 }
 
 #[cfg(not(feature = "torch"))]
 fn torch_engine(
     _model: Option<PathBuf>,
-    _random_weights: bool,
-    _precision: Option<crate::device::Precision>,
-    _device: crate::device::Device,
-    _threads: usize,
-    _allocator: Option<Allocator>,
+    _settings: EngineSettings,
     _dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
     check_engine(&EngineChoice::Torch, false, false).map_err(ServeError::Settings)?;

@@ -158,11 +158,23 @@ impl Engine for ScriptedEngine {
     fn decode(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
         pass(Duration::from_secs_f64(self.script.decode_seconds));
         self.fault(batch, FaultStage::Vae)?;
-        let spec = batch.specs.get(index).ok_or_else(|| EngineError::Failed {
-            stage: Stage::Vae,
-            detail: format!("image {index} of a batch of {}", batch.specs.len()),
-        })?;
+        let spec = batch.spec(index)?;
         Ok(gradient(spec.size, spec.seed))
+    }
+
+    fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
+        let spec = batch.spec(index)?;
+        let size = Size { width: spec.size.width.div_ceil(8), height: spec.size.height.div_ceil(8) };
+        Ok(gradient(size, spec.seed))
+    }
+}
+
+impl ScriptedBatch {
+    fn spec(&self, index: usize) -> Result<&ImageSpec, EngineError> {
+        self.specs.get(index).ok_or_else(|| EngineError::Failed {
+            stage: Stage::Vae,
+            detail: format!("image {index} of a batch of {}", self.specs.len()),
+        })
     }
 }
 

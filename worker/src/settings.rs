@@ -1,11 +1,21 @@
 //! Which settings are in force, and who said so.
 
 use clap::{ArgMatches, Command, parser::ValueSource};
-use imagegen_core::{engine::ModelInfo, rules::Rules};
+use imagegen_core::{bucket::Buckets, engine::ModelInfo, rules::Rules};
 
-/// Every flag of `serve` with its value and origin.
+use crate::profiles::Profile;
+
+/// Every flag of `serve` with its value and origin, and what a GPU profile fills in.
 #[derive(Debug, Clone, Default)]
-pub struct Settings(Vec<Given>);
+pub struct Settings {
+    given: Vec<Given>,
+    profile_buckets: Option<Buckets>,
+}
+
+/// Nobody gave a value.
+const BUILT_IN: &str = "BuiltIn";
+/// The GPU profile did.
+const PROFILE: &str = "Profile";
 
 #[derive(Debug, Clone)]
 struct Given {
@@ -29,11 +39,25 @@ impl Settings {
             let origin = match matches.value_source(id) {
                 Some(ValueSource::CommandLine) => "Flag",
                 Some(ValueSource::EnvVariable) => "Environment",
-                _ => "BuiltIn",
+                _ => BUILT_IN,
             };
             Some(Given { name, value: values.join(","), origin })
         });
-        Self(given.collect())
+        Self { given: given.collect(), profile_buckets: None }
+    }
+
+    /// Notes what the profile in force fills in: what neither flag nor environment gave.
+    pub(crate) fn fill_in(&mut self, profile: Option<&Profile>) {
+        for given in &mut self.given {
+            match given.name.as_str() {
+                "profile" => given.value = profile.map_or_else(|| "none".into(), |profile| profile.name.clone()),
+                "precision" if given.origin == BUILT_IN && profile.is_some() => given.origin = PROFILE,
+                "buckets" if given.origin == BUILT_IN => {
+                    self.profile_buckets = profile.map(|profile| profile.buckets.clone());
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Name, value and origin of every setting; where nobody gave a value, the one that follows from the model.
@@ -47,9 +71,12 @@ impl Settings {
                 "threads" if value.is_empty() => default_threads().to_string(),
                 _ => value.clone(),
             };
-            (name.clone(), value, *origin)
+            // A model may be too small for every size of the profile; then the built-in list holds.
+            let of_profile = |all: &Buckets| rules.buckets.as_slice().iter().all(|one| all.as_slice().contains(one));
+            let from_profile = name == "buckets" && self.profile_buckets.as_ref().is_some_and(of_profile);
+            (name.clone(), value, if from_profile { PROFILE } else { *origin })
         };
-        self.0.iter().map(resolved).collect()
+        self.given.iter().map(resolved).collect()
     }
 }
 

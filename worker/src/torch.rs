@@ -11,7 +11,7 @@ use imagegen_model::{
 use tracing::info;
 
 use crate::{
-    device::{Device, Precision},
+    device::{Device, EngineSettings, Precision, VaeTiling},
     engine_thread::LoadProgress,
 };
 
@@ -39,55 +39,34 @@ pub(crate) struct Options {
     allocator: Option<Allocator>,
 }
 
-/// The weights that the command line means: those of a folder, or random ones.
-pub(crate) enum Weights {
-    Folder(PathBuf),
-    /// Of the architecture in this folder, or else of the built-in one.
-    Random(Option<PathBuf>),
-}
-
-/// What `--model` and `--random-weights` mean together.
+/// The options that the command line means.
 ///
 /// # Errors
-/// The sentence for the user, when there is neither.
-pub(crate) fn weights(model: Option<PathBuf>, random: bool) -> Result<Weights, String> {
-    match model {
-        model if random => Ok(Weights::Random(model)),
-        Some(folder) => Ok(Weights::Folder(folder)),
-        None => Err("--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint".into()),
-    }
-}
-
-/// The options that the command line means; `allocator` is what the environment asks libtorch for.
-pub(crate) fn options(
-    weights: Weights,
-    precision: Option<Precision>,
-    device: Device,
-    threads: usize,
-    allocator: Option<Allocator>,
-) -> Options {
-    let mut load = match weights {
-        Weights::Folder(folder) => LoadOptions::new(folder),
-        Weights::Random(folder) => LoadOptions { random_weights: true, ..LoadOptions::new(folder.unwrap_or_default()) },
+/// The sentence for the user, when it names no weights.
+pub(crate) fn options(model: Option<PathBuf>, settings: EngineSettings) -> Result<Options, String> {
+    let EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights } = settings;
+    let folder = match model {
+        Some(folder) => folder,
+        // Of the built-in architecture.
+        None if random_weights => PathBuf::new(),
+        None => return Err("--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint".into()),
     };
-    load.precision = match precision.unwrap_or(suited_to(device)) {
+    let mut load = LoadOptions { random_weights, ..LoadOptions::new(folder) };
+    load.precision = match precision.unwrap_or(device.suited_precision()) {
         Precision::Float32 => imagegen_model::Precision::Float32,
         Precision::BFloat16 => imagegen_model::Precision::BFloat16,
+    };
+    load.vae_tiling = match vae_tiling {
+        VaeTiling::Auto => imagegen_model::VaeTiling::Auto,
+        VaeTiling::Always => imagegen_model::VaeTiling::Always,
+        VaeTiling::Never => imagegen_model::VaeTiling::Never,
     };
     load.device = match device {
         Device::Cpu => imagegen_model::Device::Cpu,
         Device::Cuda(index) => imagegen_model::Device::Cuda(index as usize),
     };
-    load.threads = NonZeroUsize::new(threads);
-    Options { load, device, allocator }
-}
-
-/// bfloat16 on GPUs, float32 on processors, which are slower in bfloat16.
-const fn suited_to(device: Device) -> Precision {
-    match device {
-        Device::Cpu => Precision::Float32,
-        Device::Cuda(_) => Precision::BFloat16,
-    }
+    load.threads = NonZeroUsize::new(threads.unwrap_or_else(crate::settings::default_threads));
+    Ok(Options { load, device, allocator })
 }
 
 /// Loads the model; blocks for seconds to minutes.

@@ -54,6 +54,10 @@ fn scheduler(number: i32) -> Choice<SchedulerKind> {
     match v1::Scheduler::try_from(number) {
         Ok(v1::Scheduler::Unspecified) => Ok(None),
         Ok(v1::Scheduler::FlowMatchEuler) => Ok(Some(SchedulerKind::FlowMatchEuler)),
+        Ok(v1::Scheduler::Unipc) => Ok(Some(SchedulerKind::UniPc)),
+        Ok(v1::Scheduler::Deis) => Ok(Some(SchedulerKind::Deis)),
+        Ok(v1::Scheduler::DpmSolverPlusPlus) => Ok(Some(SchedulerKind::DpmSolverPlusPlus)),
+        Ok(v1::Scheduler::Heun) => Ok(Some(SchedulerKind::Heun)),
         Err(_) => Err(number.to_string()),
     }
 }
@@ -75,6 +79,15 @@ mod tests {
         }
         assert!(decimal(f32::NAN).is_nan());
         assert_eq!(decimal(f32::INFINITY), f64::INFINITY);
+    }
+
+    #[test]
+    fn every_scheduler_has_its_number() {
+        let kinds = (0..6).map(scheduler).collect::<Result<Vec<_>, _>>().unwrap();
+        let names: Vec<_> =
+            kinds.into_iter().map(|kind| kind.map_or("absent".into(), |kind| kind.to_string())).collect();
+        assert_eq!(names, ["absent", "flow-match-euler", "unipc", "deis", "dpm-solver++", "heun"]);
+        assert_eq!(scheduler(6), Err("6".into()));
     }
 
     #[test]

@@ -20,6 +20,11 @@
 {{- default (include "imagegen.operatorName" .) .Values.serviceAccount.name }}
 {{- end }}
 
+{{/* Whether the operator may put its metrics API into the cluster. */}}
+{{- define "imagegen.hasMetricsAPI" -}}
+{{- if or (not .Values.watchNamespaces) .Values.metricsAPI.clusterRBAC }}yes{{ end }}
+{{- end }}
+
 {{- define "imagegen.selectorLabels" -}}
 app.kubernetes.io/name: imagegen-operator
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -22,6 +22,9 @@
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
 # The certificate of each ImageGen's admin port.
 - apiGroups: [""]
   resources: [secrets]
@@ -42,7 +45,7 @@
   verbs: [create, patch]
 {{- end }}
 
-{{/* What the operator may do in its own namespace only: the leader's Lease, the certificate authority and its client certificate. */}}
+{{/* What the operator may do in its own namespace only: the leader's Lease, the certificate authority and its own certificates. */}}
 {{- define "imagegen.ownNamespaceRules" -}}
 # Creating cannot be limited by name.
 - apiGroups: [coordination.k8s.io]
@@ -58,5 +61,26 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, patch]
-  resourceNames: [imagegen-operator-ca, imagegen-operator-client]
+  resourceNames: [imagegen-operator-ca, imagegen-operator-client, imagegen-operator-serving]
+{{- end }}
+
+{{/* What the metrics API needs in the whole cluster. It is made by server-side apply, so that creating is limited by name, too. */}}
+{{- define "imagegen.metricsAPIRules" -}}
+- apiGroups: [apiregistration.k8s.io]
+  resources: [apiservices]
+  verbs: [get, create, patch, delete]
+  resourceNames: [v1beta2.custom.metrics.k8s.io]
+# Whether somebody else serves the group.
+- apiGroups: [apiregistration.k8s.io]
+  resources: [apiservices]
+  verbs: [list]
+# Whether a caller may read a metric.
+- apiGroups: [authorization.k8s.io]
+  resources: [subjectaccessreviews]
+  verbs: [create]
+# The owner of the APIService: this role, so that it goes with the chart.
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [clusterroles]
+  verbs: [get]
+  resourceNames: [{{ include "imagegen.operatorName" . }}-metrics-api]
 {{- end }}

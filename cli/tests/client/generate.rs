@@ -31,6 +31,16 @@ fn a_picture_is_saved_under_its_name_and_warnings_are_told() {
 }
 
 #[test]
+fn the_newest_preview_is_kept_in_its_file() {
+    let (worker, folder) = (Worker::start([Reply::Pictures(&[])]), folder());
+    let output = generate(&folder, &worker.endpoint(), &["-o", "apple.png", "--count", "2", "--preview", "now.png"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(files(&folder), ["apple-1.png", "apple-2.png", "now.png"]);
+    assert_eq!(std::fs::read(folder.path().join("now.png")).unwrap(), b"preview 1");
+    assert_eq!(worker.next_request().preview_every, 1);
+}
+
+#[test]
 fn several_pictures_are_numbered_and_json_names_them() {
     let (worker, folder) = (Worker::start([Reply::Pictures(&[])]), folder());
     let words = ["-o", "apple.webp", "--count", "3", "--seed", "4294967295", "--request-id", "mine", "--json"];

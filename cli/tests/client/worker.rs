@@ -128,10 +128,11 @@ fn accepted(request: &GenerateRequest, warnings: &[&str]) -> Result<GenerateEven
     }))
 }
 
-/// One step, then the picture: its bytes are its index.
+/// One step, with a preview where it is asked for, then the picture: its bytes are its index.
 fn picture(request: &GenerateRequest, index: u32) -> [Result<GenerateEvent, Status>; 2] {
+    let preview = if request.preview_every == 1 { format!("preview {index}").into_bytes() } else { Vec::new() };
     [
-        event(Event::Progress(Progress { index, step: 1, steps: 1, eta_seconds: 0.5, preview: Vec::new() })),
+        event(Event::Progress(Progress { index, step: 1, steps: 1, eta_seconds: 0.5, preview })),
         event(Event::Image(Image {
             index,
             data: format!("picture {index}").into_bytes(),

@@ -13,7 +13,7 @@ pub enum ConditionType {
     Progressing,
     /// Something needs a person.
     Degraded,
-    /// The operator decides about the number of workers.
+    /// The number of workers follows the load, by the operator or by its HPA.
     ScalingActive,
     /// A worker has loaded the model.
     ModelReady,
@@ -59,6 +59,10 @@ pub enum Reason {
     PodsRefused,
     /// A rollout made no progress for spec.rollout.progressDeadline.
     ProgressDeadlineExceeded,
+    /// The same, and it was stopped where it was.
+    RolloutPaused,
+    /// The same, and the last revision that was ready serves again.
+    RolledBack,
 
     // The fleet moves, or stands.
     /// Workers start or load the model.
@@ -83,4 +87,16 @@ pub enum Reason {
     // Scaling.
     /// spec.replicas is the size.
     AutoscalingDisabled,
+    /// The HPA steers the number of workers.
+    HorizontalPodAutoscaler,
+    /// The HPA is new, or has not read its metric yet.
+    HorizontalPodAutoscalerStarting,
+    /// The HPA cannot steer; the message is its own.
+    HorizontalPodAutoscalerFailed,
+    /// Another server has the API group of custom metrics, so the HPA asks that one.
+    MetricsAPIOwnedByOther,
+    /// The operator's metrics API could not be put into the cluster.
+    MetricsAPIFailed,
+    /// The owner of the scale subresource decides about the number of workers.
+    ScaledExternally,
 }

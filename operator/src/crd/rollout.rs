@@ -29,9 +29,9 @@ pub struct RolloutSpec {
     #[x_kube(validation = duration_between("1m", "24h"))]
     pub progress_deadline: Duration,
     /// What a failed rollout does: RollBack (to the last revision that was ready) or Pause.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default = "roll_back")]
     #[schemars(schema_with = "plain::<RolloutFailure>")]
-    pub on_failure: Option<RolloutFailure>,
+    pub on_failure: RolloutFailure,
 }
 
 /// What a failed rollout does.
@@ -102,7 +102,7 @@ pub struct AfterOutOfMemory {
 
 impl Default for RolloutSpec {
     fn default() -> Self {
-        Self { max_surge: 0, max_unavailable: one(), progress_deadline: progress_deadline(), on_failure: None }
+        Self { max_surge: 0, max_unavailable: one(), progress_deadline: progress_deadline(), on_failure: roll_back() }
     }
 }
 
@@ -114,6 +114,10 @@ impl Default for DisruptionSpec {
 
 fn one() -> u32 {
     1
+}
+
+fn roll_back() -> RolloutFailure {
+    RolloutFailure::RollBack
 }
 
 fn progress_deadline() -> Duration {

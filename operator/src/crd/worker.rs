@@ -20,6 +20,8 @@ use super::{
 #[x_kube(
     validation = Rule::new("self.device != 'Cpu' || !has(self.gpu)")
         .message("gpu has no meaning with device: Cpu; leave it out"),
+    validation = Rule::new("self.device != 'Cpu' || !has(self.profile) || self.profile in ['auto', 'none']")
+        .message("profiles are those of GPUs and have no meaning with device: Cpu; leave profile out"),
     validation = Rule::new("self.device != 'Cpu' || !has(self.allocator)")
         .message("allocator settings are those of CUDA and have no meaning with device: Cpu; leave them out"),
     validation = Rule::new("self.device == oldSelf.device")
@@ -33,7 +35,7 @@ pub struct WorkerSpec {
     /// Whether an operator upgrade may roll this fleet to its new worker image: Pinned (no) or Auto (yes). Without effect when worker.image is set.
     #[serde(default)]
     pub image_update: ImageUpdate,
-    /// GPU profile that fills in what the spec leaves open: auto, or the name of one.
+    /// GPU profile that fills in what the spec leaves open: auto (that of the card), none, or the name of one; imagegen-worker profiles lists them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub profile: Option<String>,
@@ -75,7 +77,7 @@ pub struct WorkerSpec {
     /// How a size that is no bucket is generated: Exact (at its own size, so that a seed means the same picture as in diffusers) or Bucket (at the bucket's size, then cropped).
     #[serde(default)]
     pub size_policy: SizePolicy,
-    /// Whether the VAE decodes in tiles: Auto (when memory asks for it), Always or Never.
+    /// Whether the VAE decodes in tiles, which bounds its memory and changes pictures a little: Auto (2048x2048 and larger), Always or Never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "plain::<VaeTiling>")]
     pub vae_tiling: Option<VaeTiling>,
@@ -238,11 +240,11 @@ pub enum SizePolicy {
 /// Whether the VAE decodes in tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Display)]
 pub enum VaeTiling {
-    /// When memory asks for it.
+    /// Pictures of 2048x2048 and larger.
     Auto,
-    /// Every image.
+    /// Every picture that is larger than a tile.
     Always,
-    /// No image.
+    /// No picture.
     Never,
 }
 

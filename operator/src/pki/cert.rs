@@ -21,8 +21,10 @@ use super::{
 pub enum Usage {
     /// A worker's admin port.
     Server,
-    /// The operator.
+    /// The operator, where it calls.
     Client,
+    /// The operator, where it is called.
+    Serving,
 }
 
 /// An authority that signs, and everything that is trusted beside it.
@@ -44,17 +46,21 @@ pub enum LeafStep {
     Issue(&'static str),
 }
 
-/// A self-signed authority that may sign for names under [`DOMAIN`] only.
+/// A self-signed authority that may sign for names under [`DOMAIN`], and for `serving` where there is one, only.
 ///
 /// # Errors
 /// [`PkiError::Sign`] when the system has no randomness.
-pub fn new_ca(now: Timestamp) -> Result<KeyedCert, PkiError> {
+pub fn new_ca(serving: Option<&str>, now: Timestamp) -> Result<KeyedCert, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, format!("imagegen-operator {}", now.strftime("%Y-%m-%d")));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.name_constraints = Some(NameConstraints {
-        permitted_subtrees: vec![GeneralSubtree::DnsName(DOMAIN.to_owned())],
+        permitted_subtrees: [DOMAIN]
+            .into_iter()
+            .chain(serving)
+            .map(|name| GeneralSubtree::DnsName(name.to_owned()))
+            .collect(),
         excluded_subtrees: Vec::new(),
     });
     set_validity(&mut params, Validity::starting(now, CA_LIFE));
@@ -90,6 +96,7 @@ impl Authority {
         let (common_name, purpose) = match usage {
             Usage::Server => ("imagegen-worker", ExtendedKeyUsagePurpose::ServerAuth),
             Usage::Client => ("imagegen-operator", ExtendedKeyUsagePurpose::ClientAuth),
+            Usage::Serving => ("imagegen-operator", ExtendedKeyUsagePurpose::ServerAuth),
         };
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -120,7 +127,7 @@ impl Authority {
             return Err("another authority signed it");
         }
         if dns_names(&cert) != [dns_name] {
-            return Err("it names another ImageGen");
+            return Err("it has another name");
         }
         if plan::leaf_is_due(validity(&cert), now) {
             return Err("it ends soon");
@@ -137,6 +144,19 @@ pub fn validity_of(pem: &str) -> Result<Validity, PkiError> {
     let pem = parse(pem)?;
     let cert = pem.parse_x509().map_err(|error| PkiError::Parse { detail: error.to_string() })?;
     Ok(validity(&cert))
+}
+
+/// Whether the authority in a PEM certificate may sign for a DNS name. What cannot be read may not.
+#[must_use]
+pub fn permits(pem: &str, dns_name: &str) -> bool {
+    let Ok(pem) = parse(pem) else { return false };
+    let Ok(cert) = pem.parse_x509() else { return false };
+    let Ok(Some(constraints)) = cert.name_constraints() else { return false };
+    let covers = |subtree: &x509_parser::extensions::GeneralSubtree<'_>| match subtree.base {
+        GeneralName::DNSName(base) => dns_name == base || dns_name.ends_with(&format!(".{base}")),
+        _ => false,
+    };
+    constraints.value.permitted_subtrees.iter().flatten().any(covers)
 }
 
 fn parse(pem: &str) -> Result<Pem, PkiError> {
@@ -194,7 +214,7 @@ mod tests {
     }
 
     fn authority() -> Authority {
-        Authority::new(new_ca(now()).unwrap(), &[]).unwrap()
+        Authority::new(new_ca(None, now()).unwrap(), &[]).unwrap()
     }
 
     #[test]
@@ -213,7 +233,7 @@ mod tests {
         let stranger = self::authority().issue(NAME, Usage::Server, now()).unwrap();
         let broken = KeyedCert { cert: "nonsense".into(), ..leaf.clone() };
         let mixed = KeyedCert { key: stranger.key.clone(), ..leaf.clone() };
-        assert_eq!(judge(&leaf, "other.team-a.imagegen.internal", now()), LeafStep::Issue("it names another ImageGen"));
+        assert_eq!(judge(&leaf, "other.team-a.imagegen.internal", now()), LeafStep::Issue("it has another name"));
         assert_eq!(judge(&leaf, NAME, now() + plan::days(60)), LeafStep::Issue("it ends soon"));
         assert_eq!(judge(&stranger, NAME, now()), LeafStep::Issue("another authority signed it"));
         assert_eq!(judge(&broken, NAME, now()), LeafStep::Issue("its certificate and key are damaged"));
@@ -222,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_successor_reaches_the_bundle_before_it_signs() {
-        let (old, new) = (new_ca(now()).unwrap(), new_ca(now()).unwrap());
+        let (old, new) = (new_ca(None, now()).unwrap(), new_ca(None, now()).unwrap());
         let before = Authority::new(old.clone(), &[]).unwrap();
         let leaf = before.issue(NAME, Usage::Server, now()).unwrap();
         let during = Authority::new(old.clone(), &[&new.cert]).unwrap();
@@ -234,7 +254,7 @@ mod tests {
 
     #[test]
     fn an_authority_with_a_foreign_key_is_refused() {
-        let (a, b) = (new_ca(now()).unwrap(), new_ca(now()).unwrap());
+        let (a, b) = (new_ca(None, now()).unwrap(), new_ca(None, now()).unwrap());
         let error = Authority::new(KeyedCert { cert: a.cert, key: b.key }, &[]).unwrap_err();
         assert!(matches!(error, PkiError::KeyMismatch), "{error}");
     }
@@ -303,6 +323,18 @@ mod tests {
         ] {
             assert!(handshake(server, client, ours.bundle(), name).is_err(), "{case}");
         }
+    }
+
+    #[test]
+    fn the_authority_vouches_for_the_operators_service_when_it_is_told_so() {
+        const SERVICE: &str = "imagegen-operator.imagegen-system.svc";
+        let ca = new_ca(Some(SERVICE), now()).unwrap();
+        assert!(permits(&ca.cert, SERVICE) && permits(&ca.cert, NAME));
+        assert!(!permits(&ca.cert, "kubernetes.default.svc") && !permits(&new_ca(None, now()).unwrap().cert, SERVICE));
+        let authority = Authority::new(ca, &[]).unwrap();
+        let server = authority.issue(SERVICE, Usage::Serving, now()).unwrap();
+        let client = authority.issue(OPERATOR_NAME, Usage::Client, now()).unwrap();
+        handshake(&server, &client, authority.bundle(), SERVICE).unwrap();
     }
 
     #[test]

@@ -1,11 +1,14 @@
-//! The operator's own certificate authority, for the mutual TLS of the workers' admin port.
+//! The operator's own certificate authority: for the mutual TLS of the workers' admin port, and for the operator's own
+//! servers.
 //!
-//! Nothing here is shown to users of the service: their TLS is `spec.service.tls`. The authority signs two kinds of
+//! Nothing here is shown to users of the service: their TLS is `spec.service.tls`. The authority signs three kinds of
 //! certificates: one for the workers of each ImageGen, for a fixed name that is verified instead of a pod's IP address,
-//! and one for the operator as a client. Its name constraint keeps it from signing anything else.
+//! one for the operator as a client, and one for its metrics API and KEDA scaler. Its name constraint keeps it from
+//! signing anything else.
 
 pub mod cert;
 pub mod plan;
+pub mod serving;
 pub mod store;
 
 use std::fmt;

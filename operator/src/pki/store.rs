@@ -1,4 +1,4 @@
-//! Where the authority and the operator's client certificate are kept: two Secrets in the operator's namespace.
+//! Where the authority and the operator's own certificates are kept: Secrets in the operator's namespace.
 //!
 //! Only the leader writes them. Every operator pod can read them.
 
@@ -18,6 +18,7 @@ use super::{
     KeyedCert, OPERATOR_NAME, PkiError,
     cert::{self, Authority, LeafStep, Usage},
     plan::{CaStep, plan_ca},
+    serving::SERVING_SECRET,
 };
 use crate::{FIELD_MANAGER, lease::Leadership};
 
@@ -116,17 +117,22 @@ impl CaState {
     }
 
     /// The state after the step that is due, with what to log about it.
-    fn advanced(mut self, now: Timestamp) -> Result<(Self, CaStep), PkiError> {
+    ///
+    /// An authority that may not sign for `serving` gets a successor that may.
+    fn advanced(mut self, serving: Option<&str>, now: Timestamp) -> Result<(Self, CaStep), PkiError> {
         let validity = |pair: &Option<KeyedCert>| pair.as_ref().and_then(|pair| cert::validity_of(&pair.cert).ok());
-        let step = plan_ca(validity(&self.current), validity(&self.next), now);
+        let step = match plan_ca(validity(&self.current), validity(&self.next), now) {
+            CaStep::Keep if !self.may_sign_for(serving) => CaStep::AddNext,
+            step => step,
+        };
         match step {
             CaStep::Keep => {}
             CaStep::Create => {
-                let replaced = self.current.replace(cert::new_ca(now)?);
+                let replaced = self.current.replace(cert::new_ca(serving, now)?);
                 self.previous = replaced.map(|pair| pair.cert).or(self.previous);
                 self.next = None;
             }
-            CaStep::AddNext => self.next = Some(cert::new_ca(now)?),
+            CaStep::AddNext => self.next = Some(cert::new_ca(serving, now)?),
             CaStep::Promote => {
                 self.previous = self.current.take().map(|pair| pair.cert);
                 self.current = self.next.take();
@@ -143,14 +149,28 @@ impl CaState {
         let others: Vec<&str> = next.into_iter().chain(self.previous.as_deref()).collect();
         Authority::new(current, &others).map(Some)
     }
+
+    /// Signs for the operator's own servers: the successor, while only that one may. Whoever calls them trusts both.
+    fn serving_authority(&self, serving: &str) -> Result<Option<Authority>, PkiError> {
+        let may = |pair: &&KeyedCert| cert::permits(&pair.cert, serving);
+        let Some(signer) = self.current.iter().chain(&self.next).find(may) else { return Ok(None) };
+        let pairs = self.current.iter().chain(&self.next).map(|pair| pair.cert.as_str());
+        let others: Vec<&str> = pairs.chain(self.previous.as_deref()).filter(|cert| *cert != signer.cert).collect();
+        Authority::new(signer.clone(), &others).map(Some)
+    }
+
+    fn may_sign_for(&self, serving: Option<&str>) -> bool {
+        serving.is_none_or(|name| self.current.iter().chain(&self.next).any(|pair| cert::permits(&pair.cert, name)))
+    }
 }
 
-/// Keeps both Secrets right while this process leads, until `stop`.
+/// Keeps the Secrets right while this process leads, until `stop`.
 ///
 /// # Errors
 /// Never: what fails is logged and tried again, because workers that run do not depend on it.
 pub async fn run(
     api: Api<Secret>,
+    serving: Option<String>,
     publish: watch::Sender<Option<Arc<Authority>>>,
     mut leadership: Leadership,
     stop: CancellationToken,
@@ -161,7 +181,7 @@ pub async fn run(
     }
     let mut held: Option<CaState> = None;
     loop {
-        let pause = match time::timeout(LIMIT, tend(&api, &publish, &mut held)).await {
+        let pause = match time::timeout(LIMIT, tend(&api, serving.as_deref(), &publish, &mut held)).await {
             Ok(Ok(())) => CHECK_EVERY,
             Err(_) => {
                 warn!(seconds = LIMIT.as_secs(), "The operator's certificates could not be checked in time.");
@@ -182,6 +202,7 @@ pub async fn run(
 
 async fn tend(
     api: &Api<Secret>,
+    serving: Option<&str>,
     publish: &watch::Sender<Option<Arc<Authority>>>,
     held: &mut Option<CaState>,
 ) -> Result<(), PkiError> {
@@ -203,14 +224,19 @@ async fn tend(
     } else {
         CaState::default()
     };
-    let (state, step) = usable.advanced(now)?;
+    let (state, step) = usable.advanced(serving, now)?;
     // `advanced` always leaves a current pair behind.
     let Some(authority) = state.authority()? else { return Ok(()) };
     if state != read {
         put(api, CA_SECRET, state.data(&authority)).await?;
         info!(secret = CA_SECRET, ?step, "The Secret of the operator's authority was written.");
     }
-    tend_client(api, &authority, now).await?;
+    tend_leaf(api, CLIENT_SECRET, &authority, (OPERATOR_NAME, Usage::Client), now).await?;
+    if let Some(serving) = serving
+        && let Some(authority) = state.serving_authority(serving)?
+    {
+        tend_leaf(api, SERVING_SECRET, &authority, (serving, Usage::Serving), now).await?;
+    }
     let changed = held.as_ref() != Some(&state);
     *held = Some(state);
     if changed {
@@ -219,12 +245,18 @@ async fn tend(
     Ok(())
 }
 
-async fn tend_client(api: &Api<Secret>, authority: &Authority, now: Timestamp) -> Result<(), PkiError> {
-    let found = get(api, CLIENT_SECRET).await?;
-    let (data, reason) = renewed_leaf(authority, found.as_ref(), OPERATOR_NAME, Usage::Client, now)?;
+async fn tend_leaf(
+    api: &Api<Secret>,
+    secret: &str,
+    authority: &Authority,
+    (dns_name, usage): (&str, Usage),
+    now: Timestamp,
+) -> Result<(), PkiError> {
+    let found = get(api, secret).await?;
+    let (data, reason) = renewed_leaf(authority, found.as_ref(), dns_name, usage, now)?;
     if let Some(reason) = reason {
-        put(api, CLIENT_SECRET, data).await?;
-        info!(secret = CLIENT_SECRET, reason, "The operator's client certificate was written.");
+        put(api, secret, data).await?;
+        info!(secret, ?usage, reason, "A certificate of the operator was written.");
     }
     Ok(())
 }
@@ -270,32 +302,55 @@ mod tests {
 
     #[test]
     fn an_authority_survives_its_secret() {
-        let (state, step) = CaState::default().advanced(at(0)).unwrap();
+        let (state, step) = CaState::default().advanced(None, at(0)).unwrap();
         assert_eq!(step, CaStep::Create);
         assert_eq!(CaState::read(&secret(&state)), state);
-        assert_eq!(state.clone().advanced(at(1)).unwrap(), (state, CaStep::Keep));
+        assert_eq!(state.clone().advanced(None, at(1)).unwrap(), (state, CaStep::Keep));
     }
 
     #[test]
     fn both_authorities_are_trusted_during_a_rotation() {
-        let (first, _) = CaState::default().advanced(at(0)).unwrap();
+        let (first, _) = CaState::default().advanced(None, at(0)).unwrap();
         let due = at(0) + CA_LIFE - CA_OVERLAP;
-        let (with_next, step) = first.clone().advanced(due).unwrap();
+        let (with_next, step) = first.clone().advanced(None, due).unwrap();
         assert_eq!(step, CaStep::AddNext);
         assert_eq!(with_next.current, first.current);
-        let (promoted, step) = CaState::read(&secret(&with_next)).advanced(due + days(1)).unwrap();
+        let (promoted, step) = CaState::read(&secret(&with_next)).advanced(None, due + days(1)).unwrap();
         assert_eq!(step, CaStep::Promote);
         let bundle = promoted.authority().unwrap().unwrap().bundle().to_owned();
         for old in [&first.current, &with_next.next] {
             assert!(bundle.contains(&old.as_ref().unwrap().cert));
         }
-        let (settled, _) = promoted.advanced(at(0) + CA_LIFE).unwrap();
+        let (settled, _) = promoted.advanced(None, at(0) + CA_LIFE).unwrap();
         assert_eq!(settled.previous, None, "what ended is no longer trusted");
     }
 
     #[test]
+    fn an_authority_that_may_not_sign_for_the_service_gets_a_successor_that_serves_at_once() {
+        const NAME: &str = "operator.system.svc";
+        let (old, _) = CaState::default().advanced(None, at(0)).unwrap();
+        assert!(old.serving_authority(NAME).unwrap().is_none());
+        let (with_next, step) = old.clone().advanced(Some(NAME), at(1)).unwrap();
+        assert_eq!((step, &with_next.current), (CaStep::AddNext, &old.current));
+        let trusted = with_next.authority().unwrap().unwrap().bundle().to_owned();
+        let serving = with_next.serving_authority(NAME).unwrap().unwrap();
+        let signer = &with_next.next.as_ref().unwrap().cert;
+        assert!(serving.bundle().starts_with(signer) && trusted.contains(signer));
+        let again = with_next.clone().advanced(Some(NAME), at(1)).unwrap();
+        assert_eq!(again, (with_next.clone(), CaStep::Keep));
+        let (promoted, step) = with_next.advanced(Some(NAME), at(2)).unwrap();
+        assert_eq!(step, CaStep::Promote);
+        assert_eq!(
+            promoted.serving_authority(NAME).unwrap().unwrap().bundle(),
+            promoted.authority().unwrap().unwrap().bundle()
+        );
+        let (fresh, _) = CaState::default().advanced(Some(NAME), at(0)).unwrap();
+        assert_eq!(fresh.clone().advanced(Some(NAME), at(1)).unwrap(), (fresh, CaStep::Keep));
+    }
+
+    #[test]
     fn a_damaged_pair_is_not_used() {
-        let (state, _) = CaState::default().advanced(at(0)).unwrap();
+        let (state, _) = CaState::default().advanced(None, at(0)).unwrap();
         let mut damaged = secret(&state);
         damaged.data.as_mut().unwrap().insert("tls.key".into(), ByteString(b"nonsense".to_vec()));
         assert_eq!(CaState::read(&damaged).current, None);
@@ -303,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_leaf_is_renewed_only_with_a_reason() {
-        let (state, _) = CaState::default().advanced(at(0)).unwrap();
+        let (state, _) = CaState::default().advanced(None, at(0)).unwrap();
         let authority = state.authority().unwrap().unwrap();
         let renew = |found: Option<&Secret>, day| {
             renewed_leaf(&authority, found, OPERATOR_NAME, Usage::Client, at(day)).unwrap()

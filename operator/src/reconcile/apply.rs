@@ -100,11 +100,21 @@ pub async fn apply(
         headless_service,
         pod_disruption_budget,
         network_policy,
+        hpa,
         admin_tls_secret,
         admin_tls_server_name,
     } = desired;
     let caches = target.caches;
-    let (found_config, found_secret, found_service, found_headless, found_policy, found_budget, found_deployment) = futures::try_join!(
+    let (
+        found_config,
+        found_secret,
+        found_service,
+        found_headless,
+        found_policy,
+        found_budget,
+        found_deployment,
+        found_hpa,
+    ) = futures::try_join!(
         target.locate(config_map, &caches.config_maps),
         target.locate_secret(admin_tls_secret),
         target.locate(service, &caches.services),
@@ -112,6 +122,7 @@ pub async fn apply(
         target.locate(network_policy, &caches.network_policies),
         target.locate(pod_disruption_budget, &caches.disruption_budgets),
         target.locate(deployment, &caches.deployments),
+        target.locate_optional(hpa.as_ref(), &caches.hpas),
     )?;
     let secret = admin_secret(&config_map.metadata, admin_tls_secret, admin_tls_server_name, &found_secret, authority)?;
 
@@ -124,9 +135,12 @@ pub async fn apply(
     applier.check(network_policy, &found_policy);
     applier.check(pod_disruption_budget, &found_budget);
     applier.check(deployment, &found_deployment);
+    if let Some(hpa) = hpa {
+        applier.check(hpa, &found_hpa);
+    }
     if !applier.failures.is_empty() {
         let deployment = found_deployment.ours();
-        return Ok(Applied { deployment, failures: applier.failures });
+        return Ok(Applied { deployment, failures: applier.failures, ..Applied::default() });
     }
 
     let existing = found_deployment.clone_ours();
@@ -137,19 +151,23 @@ pub async fn apply(
     applier.write(network_policy, found_policy).await?;
     applier.write(pod_disruption_budget, found_budget).await?;
     if !applier.failures.is_empty() {
-        return Ok(Applied { deployment: existing, failures: applier.failures });
+        return Ok(Applied { deployment: existing, failures: applier.failures, ..Applied::default() });
     }
     let deployment = applier.write(deployment, found_deployment).await?.or(existing);
+    if let Some(hpa) = hpa {
+        applier.write(hpa, found_hpa).await?;
+    }
     let failures = applier.failures;
 
     target.prune(&caches.config_maps, &[config_map.name_any()]).await?;
     target.prune(&caches.services, &[service.name_any(), headless_service.name_any()]).await?;
     target.prune(&caches.network_policies, &[network_policy.name_any()]).await?;
     target.prune(&caches.disruption_budgets, &[pod_disruption_budget.name_any()]).await?;
+    target.prune(&caches.hpas, &hpa.iter().map(|hpa| hpa.name_any()).collect::<Vec<_>>()).await?;
     if let Some(deployment) = &deployment {
         target.prune(&caches.deployments, &[deployment.name_any()]).await?;
     }
-    Ok(Applied { deployment, failures })
+    Ok(Applied { deployment, failures, ..Applied::default() })
 }
 
 /// The admin port's Secret: what is there while it is good, else with a new certificate.
@@ -196,6 +214,17 @@ impl Target<'_> {
                 Some(found) => self.whose(found),
                 None => Ok(Found::Nothing),
             },
+        }
+    }
+
+    async fn locate_optional<K>(&self, wanted: Option<&K>, cache: &Store<K>) -> Result<Found<K>, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        match wanted {
+            Some(wanted) => self.locate(wanted, cache).await,
+            None => Ok(Found::Nothing),
         }
     }
 

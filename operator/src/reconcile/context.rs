@@ -13,8 +13,11 @@ use kube::{
     api::DynamicObject,
     runtime::{events::Recorder, reflector::ObjectRef},
 };
+use tokio::sync::watch;
 
-use super::{apply::Memory, error::Error, types::OperatorSettings, write_status::Written};
+use super::{
+    api_service::MetricsApiState, apply::Memory, error::Error, types::OperatorSettings, write_status::Written,
+};
 use crate::{
     backoff::Backoff,
     caches::Caches,
@@ -35,6 +38,8 @@ pub struct Context {
     pub leadership: Leadership,
     /// Signs the certificates of the admin port.
     pub authority: CurrentAuthority,
+    /// How it stands with the metrics API.
+    pub metrics_api: watch::Receiver<MetricsApiState>,
     /// The operator's numbers.
     pub metrics: Metrics,
     /// Writes Kubernetes Events.
@@ -89,11 +94,18 @@ impl Context {
             settings,
             leadership,
             authority,
+            metrics_api: watch::channel(MetricsApiState::NotWanted).1,
             metrics,
             recorder,
             objects: Mutex::default(),
             authority_missed: OnceLock::new(),
         }
+    }
+
+    /// The same, in an operator that serves the metrics API.
+    #[must_use]
+    pub fn with_metrics_api(self, metrics_api: watch::Receiver<MetricsApiState>) -> Self {
+        Self { metrics_api, ..self }
     }
 
     /// What is remembered of an object, out of the map: one object is never reconciled twice at a time.

@@ -2,12 +2,14 @@
 //!
 //! Only [`observe`], [`apply`] and the status patch at the end touch the API server.
 
+pub mod api_service;
 pub mod apply;
 pub mod build;
 pub mod context;
 pub mod drift;
 pub mod error;
 pub mod observe;
+pub mod rollout;
 pub mod status;
 pub mod types;
 pub mod validate;
@@ -91,10 +93,11 @@ async fn one(ig: &ImageGen, ctx: &Context, tracked: &mut Tracked) -> Result<Acti
 
 async fn steps(ig: &ImageGen, ctx: &Context, tracked: &mut Tracked) -> Result<Action, Error> {
     let namespace = ig.namespace().unwrap_or_default();
-    let (facts, fleet) = futures::try_join!(
+    let (facts, mut fleet) = futures::try_join!(
         observe::facts(&ctx.client, ig, &namespace),
         observe::fleet(&ctx.client, &ctx.caches, ig, &namespace),
     )?;
+    fleet.metrics_api = ctx.metrics_api.borrow().clone();
     match validate::validate(ig, &facts, &ctx.settings) {
         Err(refusals) => refused(ig, ctx, &refusals, &fleet, tracked).await,
         Ok(validated) => accepted(ig, ctx, &namespace, &validated, &fleet, tracked).await,
@@ -125,9 +128,13 @@ async fn accepted(
     tracked: &mut Tracked,
 ) -> Result<Action, Error> {
     let Some(authority) = ctx.authority()? else { return Ok(Action::requeue(LAPSED)) };
-    let desired = build::build(validated);
+    let mut desired = build::build(validated);
+    let (deployment, on_failure) = (fleet.deployment.as_ref(), validated.rollout.on_failure);
+    let trouble = status::trouble(fleet);
+    let rollout = rollout::shape(&mut desired, deployment, on_failure, validated.autoscaling_mode, trouble);
     let target = apply::Target { client: &ctx.client, caches: &ctx.caches, imagegen: ig, namespace };
     let applied = Box::pin(apply::apply(target, &desired, &authority, &mut tracked.memory)).await?;
+    let applied = Applied { rollout, ..applied };
     let next = status::status(ig, validated, &applied, fleet, Timestamp::now());
     let due = write_status::write(ctx, ig, next, tracked).await?;
     if let Some(refused) = refusal(&applied) {

@@ -7,7 +7,11 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::core::v1::{Event, PersistentVolumeClaim, Pod, Secret},
 };
-use kube::{Api, Client, Resource, ResourceExt as _, api::ListParams};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::ListParams,
+    runtime::reflector::{ObjectRef, Store},
+};
 
 use super::{
     build::names::NAME_LABEL,
@@ -67,12 +71,18 @@ pub async fn fleet(client: &Client, caches: &Caches, ig: &ImageGen, namespace: &
         let what = || format!("events of pod {}", pod.name_any());
         events.extend(api.list(&list).await.map_err(|error| unread(what(), error))?);
     }
-    let deployment = caches
-        .deployments
-        .get(&kube::runtime::reflector::ObjectRef::new(&name).within(namespace))
-        .filter(|deployment| owner(deployment.as_ref(), ig) == Owner::Us)
-        .map(Arc::unwrap_or_clone);
-    Ok(Fleet { deployment, pods, events })
+    let deployment = ours(&caches.deployments, ig, &name, namespace);
+    let hpa = ours(&caches.hpas, ig, &name, namespace);
+    Ok(Fleet { deployment, hpa, pods, events, ..Fleet::default() })
+}
+
+/// The child of this name in its cache.
+fn ours<K>(cache: &Store<K>, ig: &ImageGen, name: &str, namespace: &str) -> Option<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let found = cache.get(&ObjectRef::new(name).within(namespace))?;
+    (owner(found.as_ref(), ig) == Owner::Us).then(|| Arc::unwrap_or_clone(found))
 }
 
 /// Whether some pod is on its way, so that its events are worth another look soon.

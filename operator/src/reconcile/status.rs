@@ -3,6 +3,7 @@
 mod conditions;
 mod difference;
 mod fleet;
+mod scaling;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -11,19 +12,20 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use self::conditions::{Conditions, Notes, Verdict};
 pub use self::difference::changed_enough;
-use self::{
-    conditions::{Conditions, Verdict},
-    fleet::Counts,
-};
+pub(super) use self::fleet::Counts;
 use super::{
     build::{self, names},
+    rollout::{Rollout, Step},
     types::{Applied, ApplyFailureCause, Fleet, Refusal, Setting, Validated},
 };
 use crate::crd::{ConditionType, EffectiveSetting, ImageGen, ImageGenStatus, Reason};
 
 /// Longest condition message: what the schema takes.
 const MAX_MESSAGE: usize = 4096;
+/// Said while the only worker is replaced.
+const GAP: &str = "the only worker is replaced in place, so nobody answers until the new one has loaded the model (rollout.maxSurge: 1 avoids that where a GPU is free)";
 
 /// The status of an ImageGen whose spec was built and applied.
 pub fn status(
@@ -47,8 +49,11 @@ pub fn status(
         let sentences: Vec<String> = applied.failures.iter().map(ToString::to_string).collect();
         Verdict::new(reason, sentences.join("; "))
     });
+    let stopped = stopped(applied, &counts);
     let left_out: Vec<String> = validated.warnings.iter().cloned().chain(build::left_out(validated)).collect();
-    conditions.set_all(&counts, failure, trouble, &validated.model_name, &left_out);
+    let gap = (validated.replicas == 1 && validated.rollout.max_surge == 0).then_some(GAP);
+    let notes = Notes { model: &validated.model_name, gap, left_out: &left_out };
+    conditions.set_all(&counts, failure.or(stopped), trouble, notes, scaling::verdict(validated, fleet));
 
     let revision = deployment.and_then(fleet::revision).filter(|_| counts.complete() && counts.desired > 0);
     ImageGenStatus {
@@ -68,6 +73,35 @@ pub fn status(
         demand: previous.demand,
         scaling_history: previous.scaling_history,
         workers: fleet::workers(&fleet.pods),
+    }
+}
+
+/// What is wrong with the workers now, as one sentence.
+pub fn trouble(fleet: &Fleet) -> Option<String> {
+    trouble::find(fleet, fleet.deployment.as_ref()).map(|verdict| format!("{}: {}", verdict.reason, verdict.message))
+}
+
+/// What became of a rollout that made no progress in time.
+fn stopped(applied: &Applied, counts: &Counts) -> Option<Verdict> {
+    let Rollout { step, failure, held_back } = &applied.rollout;
+    let why = failure.as_ref().map(|failure| failure.why.as_str()).unwrap_or_default();
+    let failed = "the rollout of this spec made no progress for spec.rollout.progressDeadline";
+    let held = match held_back {
+        1.. => format!("; {held_back} more workers are wanted, which it does not get"),
+        _ => String::new(),
+    };
+    match step {
+        Step::Apply | Step::Hold => None,
+        Step::Pause => Some(Verdict::new(
+            Reason::RolloutPaused,
+            format!("{failed} and is paused ({counts}){held}. Then: {why}. Change the spec to go on"),
+        )),
+        Step::RollBack => Some(Verdict::new(
+            Reason::RolledBack,
+            format!(
+                "{failed}, so the last revision that was ready is in force again ({counts}). Then: {why}. Change the spec to try again"
+            ),
+        )),
     }
 }
 

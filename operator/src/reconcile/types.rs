@@ -6,6 +6,7 @@ use imagegen_core::allocator::Allocator;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Event, Pod, ResourceRequirements, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
@@ -13,7 +14,13 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 
-use crate::crd::{AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, SecretKeyRef, ServiceType};
+use super::api_service::MetricsApiState;
+use crate::{
+    autoscale::spec::ScalingSpec,
+    crd::{
+        AutoscalingMode, Device, Origin, PodTemplate, PullPolicy, Reason, RolloutFailure, SecretKeyRef, ServiceType,
+    },
+};
 
 /// What the operator's flags say about every ImageGen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +33,8 @@ pub struct OperatorSettings {
     pub allow_host_path: bool,
     /// `--allow-privileged-pods`.
     pub allow_privileged_pods: bool,
+    /// Whether the operator may put its metrics API into the cluster: `--metrics-api-cluster-role`.
+    pub metrics_api: bool,
 }
 
 /// What validation needs to know about the cluster.
@@ -55,6 +64,10 @@ pub enum ClaimFact {
 pub struct Fleet {
     /// The Deployment of the ImageGen, when it is there and ours.
     pub deployment: Option<Deployment>,
+    /// Its autoscaler, when it is there and ours.
+    pub hpa: Option<HorizontalPodAutoscaler>,
+    /// How it stands with the metrics API that the autoscaler reads.
+    pub metrics_api: MetricsApiState,
     /// Pods that match the ImageGen's selector.
     pub pods: Vec<Pod>,
     /// Warning events about these pods.
@@ -126,6 +139,8 @@ pub struct Validated {
     pub replicas: i32,
     /// Who owns that number.
     pub autoscaling_mode: AutoscalingMode,
+    /// How it is found.
+    pub scaling: ScalingSpec,
     /// How long a worker may take to load.
     pub startup_timeout: Duration,
     /// How long a worker may take to finish what it has.
@@ -175,6 +190,8 @@ pub struct Rollout {
     pub max_unavailable: i32,
     /// Time without progress after which it failed.
     pub progress_deadline: Duration,
+    /// What is done then.
+    pub on_failure: RolloutFailure,
 }
 
 /// How clients reach the workers.
@@ -212,6 +229,8 @@ pub struct Desired {
     pub pod_disruption_budget: PodDisruptionBudget,
     /// Who may reach which port.
     pub network_policy: NetworkPolicy,
+    /// The autoscaler, in its mode.
+    pub hpa: Option<HorizontalPodAutoscaler>,
     /// Name of the Secret with the admin port's certificate.
     pub admin_tls_secret: String,
     /// Name in that certificate.
@@ -225,6 +244,8 @@ pub struct Applied {
     pub deployment: Option<Deployment>,
     /// Children that could not be applied.
     pub failures: Vec<ApplyFailure>,
+    /// What was decided about the rollout.
+    pub rollout: super::rollout::Rollout,
 }
 
 /// A child that could not be applied.

@@ -2,6 +2,7 @@
 //! reasons why not. Pure.
 
 mod allowed;
+pub mod scaling;
 mod settings;
 mod unsupported;
 
@@ -31,6 +32,8 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
     let mut refusals = unsupported::check(spec);
     allowed::check(spec, operator, &mut refusals);
     check_claim(spec, &facts.claim, &mut refusals);
+    refusals.extend(scaling::check_hpa(spec, operator));
+    refusals.extend(scaling::check_external(spec));
 
     let mut duration = |field: &str, text: &crd::Duration| {
         text.parse().unwrap_or_else(|error| {
@@ -81,6 +84,7 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
         allocator: allocator.map(|setting| setting.value),
         replicas: i32::try_from(spec.replicas).unwrap_or(i32::MAX),
         autoscaling_mode: spec.autoscaling.as_ref().map_or(AutoscalingMode::Disabled, |a| a.mode),
+        scaling: scaling::resolve(spec),
         startup_timeout,
         drain_timeout,
         rollout: Rollout {
@@ -88,6 +92,7 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
             max_unavailable: i32::try_from(spec.rollout.max_unavailable).unwrap_or(i32::MAX),
             // A worker that is still allowed to load must not count as a failed rollout.
             progress_deadline: progress_deadline.max(startup_timeout),
+            on_failure: spec.rollout.on_failure,
         },
         disruption_max_unavailable: i32::try_from(spec.disruption.max_unavailable).unwrap_or(i32::MAX),
         service: service(spec),

@@ -94,6 +94,15 @@ impl Buckets {
         Self(sizes.into_iter().map(|size| Bucket { size, max_batch: 1 }).collect())
     }
 
+    /// Those of the buckets that a model of this largest size can make within `max_pixels`; `None` when none is left.
+    #[must_use]
+    pub fn within(&self, max_size: Size, max_pixels: u64) -> Option<Self> {
+        let fits =
+            |size: Size| size.width <= max_size.width && size.height <= max_size.height && size.pixels() <= max_pixels;
+        let left: Vec<_> = self.0.iter().copied().filter(|bucket| fits(bucket.size)).collect();
+        (!left.is_empty()).then_some(Self(left))
+    }
+
     /// The smallest bucket, by pixels, that covers both sides of `size`.
     #[must_use]
     pub fn covering(&self, size: Size) -> Option<Bucket> {

@@ -171,4 +171,11 @@ pub trait Engine {
     /// # Errors
     /// Any [`EngineError`].
     fn split(&mut self, batch: Self::Batch) -> Result<Vec<Self::Batch>, EngineError>;
+
+    /// What image `index` of the batch will look like, as far as it can be told now: small, cropped in proportion, and
+    /// cheap. Changes nothing.
+    ///
+    /// # Errors
+    /// Any [`EngineError`].
+    fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError>;
 }

@@ -15,8 +15,8 @@ const RETRY_SECONDS: (f64, f64) = (1.0, 60.0);
 pub struct Work {
     /// Size the latents are made for.
     pub latent_size: Size,
-    /// Two transformer calls a step.
-    pub is_guided: bool,
+    /// Transformer calls of a step.
+    pub calls_per_step: u32,
     /// Steps left, counted once for each image.
     pub image_steps: u64,
     /// Images left to decode.
@@ -36,25 +36,25 @@ impl Work {
         let all = u64::from(request.count) * u64::from(request.steps);
         Self {
             latent_size: request.latent_size,
-            is_guided: request.is_guided(),
+            calls_per_step: request.calls_per_step(),
             image_steps: all.saturating_sub(image_steps_done),
             images: u64::from(request.count).saturating_sub(images_done),
         }
     }
 }
 
-/// Running means of seconds per image, by latent size and kind of guidance.
+/// Running means of seconds per image, by latent size and transformer calls.
 #[derive(Debug, Clone, Default)]
 pub struct StepTimes {
-    steps: BTreeMap<(Size, bool), f64>,
+    steps: BTreeMap<(Size, u32), f64>,
     decodes: BTreeMap<Size, f64>,
 }
 
 impl StepTimes {
     /// Notes one step of `images` images that took `seconds` in all.
-    pub fn record_step(&mut self, latent_size: Size, is_guided: bool, images: usize, seconds: f64) {
+    pub fn record_step(&mut self, latent_size: Size, calls_per_step: u32, images: usize, seconds: f64) {
         let seconds = seconds / images.max(1) as f64;
-        update(self.steps.entry((latent_size, is_guided)).or_insert(seconds), seconds);
+        update(self.steps.entry((latent_size, calls_per_step)).or_insert(seconds), seconds);
     }
 
     /// Notes one decoded image.
@@ -65,7 +65,7 @@ impl StepTimes {
     /// Seconds for the work; `None` before the first measurement of any size.
     #[must_use]
     pub fn seconds(&self, work: Work) -> Option<f64> {
-        let step = self.step_seconds(work.latent_size, work.is_guided)?;
+        let step = self.step_seconds(work.latent_size, work.calls_per_step)?;
         let nearest = nearest(self.decodes.iter().map(|(size, seconds)| (*size, *seconds)), work.latent_size);
         let decode = nearest.map_or(0.0, |(size, seconds)| scaled(seconds, size, work.latent_size));
         Some(step * work.image_steps as f64 + decode * work.images as f64)
@@ -83,16 +83,15 @@ impl StepTimes {
         running.and_then(|work| self.seconds(work)).unwrap_or(min).clamp(min, max)
     }
 
-    fn step_seconds(&self, latent_size: Size, is_guided: bool) -> Option<f64> {
-        let branches = |is_guided: bool| if is_guided { 2.0 } else { 1.0 };
-        if let Some(seconds) = self.steps.get(&(latent_size, is_guided)) {
+    fn step_seconds(&self, latent_size: Size, calls_per_step: u32) -> Option<f64> {
+        if let Some(seconds) = self.steps.get(&(latent_size, calls_per_step)) {
             return Some(*seconds);
         }
         // A size not seen yet: the nearest one, in proportion to pixels and transformer calls. Attention grows faster
         // than that, so the first estimate of a larger size is low; it is right from its first step on.
-        let per_branch = self.steps.iter().map(|((size, guided), seconds)| (*size, seconds / branches(*guided)));
-        let (size, seconds) = nearest(per_branch, latent_size)?;
-        Some(scaled(seconds, size, latent_size) * branches(is_guided))
+        let per_call = self.steps.iter().map(|((size, calls), seconds)| (*size, seconds / f64::from(*calls)));
+        let (size, seconds) = nearest(per_call, latent_size)?;
+        Some(scaled(seconds, size, latent_size) * f64::from(calls_per_step))
     }
 }
 
@@ -115,45 +114,45 @@ mod tests {
     const SMALL: Size = Size { width: 256, height: 256 };
     const LARGE: Size = Size { width: 512, height: 512 };
 
-    fn work(latent_size: Size, is_guided: bool, image_steps: u64, images: u64) -> Work {
-        Work { latent_size, is_guided, image_steps, images }
+    fn work(latent_size: Size, calls_per_step: u32, image_steps: u64, images: u64) -> Work {
+        Work { latent_size, calls_per_step, image_steps, images }
     }
 
     #[test]
     fn nothing_is_said_before_the_first_measurement() {
         let times = StepTimes::default();
-        assert_eq!(times.seconds(work(SMALL, false, 8, 1)), None);
-        assert_eq!(times.total_seconds([work(SMALL, false, 8, 1)]), 0.0);
-        assert_eq!(times.retry_seconds(Some(work(SMALL, false, 8, 1))), 1.0);
+        assert_eq!(times.seconds(work(SMALL, 1, 8, 1)), None);
+        assert_eq!(times.total_seconds([work(SMALL, 1, 8, 1)]), 0.0);
+        assert_eq!(times.retry_seconds(Some(work(SMALL, 1, 8, 1))), 1.0);
     }
 
     #[test]
     fn measured_sizes_are_exact_and_others_in_proportion() {
         let mut times = StepTimes::default();
-        times.record_step(SMALL, false, 2, 1.0);
+        times.record_step(SMALL, 1, 2, 1.0);
         times.record_decode(SMALL, 0.25);
-        assert_eq!(times.seconds(work(SMALL, false, 8, 1)), Some(4.25));
-        assert_eq!(times.seconds(work(SMALL, true, 8, 1)), Some(8.25));
-        assert_eq!(times.seconds(work(LARGE, false, 8, 1)), Some(17.0));
-        assert_eq!(times.total_seconds([work(SMALL, false, 2, 0), work(SMALL, false, 4, 0)]), 3.0);
+        assert_eq!(times.seconds(work(SMALL, 1, 8, 1)), Some(4.25));
+        assert_eq!(times.seconds(work(SMALL, 2, 8, 1)), Some(8.25));
+        assert_eq!(times.seconds(work(LARGE, 1, 8, 1)), Some(17.0));
+        assert_eq!(times.total_seconds([work(SMALL, 1, 2, 0), work(SMALL, 1, 4, 0)]), 3.0);
     }
 
     #[test]
     fn the_mean_follows_what_is_seen() {
         let mut times = StepTimes::default();
         for seconds in [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0] {
-            times.record_step(SMALL, false, 1, seconds);
+            times.record_step(SMALL, 1, 1, seconds);
         }
-        let seconds = times.seconds(work(SMALL, false, 1, 0)).unwrap();
+        let seconds = times.seconds(work(SMALL, 1, 1, 0)).unwrap();
         assert!((1.9..2.0).contains(&seconds), "{seconds}");
     }
 
     #[test]
     fn the_retry_hint_is_bounded() {
         let mut times = StepTimes::default();
-        times.record_step(SMALL, false, 1, 10.0);
-        assert_eq!(times.retry_seconds(Some(work(SMALL, false, 3, 0))), 30.0);
-        assert_eq!(times.retry_seconds(Some(work(SMALL, false, 300, 0))), 60.0);
+        times.record_step(SMALL, 1, 1, 10.0);
+        assert_eq!(times.retry_seconds(Some(work(SMALL, 1, 3, 0))), 30.0);
+        assert_eq!(times.retry_seconds(Some(work(SMALL, 1, 300, 0))), 60.0);
         assert_eq!(times.retry_seconds(None), 1.0);
     }
 }

@@ -110,6 +110,8 @@ pub struct Request {
     pub scheduler: SchedulerKind,
     /// Higher starts first.
     pub priority: i32,
+    /// A preview every so many steps; 0 for none.
+    pub preview_every: u32,
     /// Each image is made alone.
     pub reproducible: bool,
     /// The caller's id; empty when it gave none.
@@ -147,10 +149,23 @@ impl Request {
         if self.reproducible || self.bucket.max_batch == 0 { 1 } else { self.bucket.max_batch }
     }
 
-    /// Whether a step runs the transformer twice.
+    /// Whether a preview is due once `step` steps are done. Not at the end, where the picture itself follows.
+    #[must_use]
+    pub const fn has_preview(&self, step: u32) -> bool {
+        self.preview_every > 0 && step < self.steps && step.is_multiple_of(self.preview_every)
+    }
+
+    /// Whether a step runs the transformer on prompt and negative prompt.
     #[must_use]
     pub fn is_guided(&self) -> bool {
         self.guidance.scale > 0.0
+    }
+
+    /// Transformer calls of a step.
+    #[must_use]
+    pub fn calls_per_step(&self) -> u32 {
+        let branches = if self.is_guided() { 2 } else { 1 };
+        if self.scheduler == SchedulerKind::Heun { 2 * branches } else { branches }
     }
 }
 
@@ -201,13 +216,9 @@ pub fn parse(
     let guidance = guidance(&raw, rules, &mut violations, &mut warnings);
     let format = violations.choice("format", raw.format).unwrap_or_default();
     let scheduler = violations.choice("scheduler", raw.scheduler).unwrap_or_default();
+    warnings.extend(scheduler.warning().map(str::to_owned));
     if !PRIORITIES.contains(&raw.priority) {
         violations.add("priority", format!("must be -100 to 100, found {}", raw.priority));
-    }
-    if raw.preview_every > 0 {
-        let found = raw.preview_every;
-        violations
-            .add("preview_every", format!("previews are not supported by this worker: leave it at 0, found {found}"));
     }
     violations.request_id(&raw.request_id);
     if violations.is_empty() {
@@ -233,6 +244,7 @@ pub fn parse(
         format,
         scheduler,
         priority: raw.priority,
+        preview_every: raw.preview_every,
         reproducible: raw.reproducible,
         request_id: raw.request_id,
         warnings,

@@ -57,7 +57,6 @@ fn absent_fields_get_the_defaults() {
 #[case::unknown_format(RawRequest { format: Err("17".into()), ..raw() }, "format", "found 17")]
 #[case::unknown_scheduler(RawRequest { scheduler: Err("9".into()), ..raw() }, "scheduler", "found 9")]
 #[case::priority(RawRequest { priority: 101, ..raw() }, "priority", "-100 to 100, found 101")]
-#[case::preview(RawRequest { preview_every: 2, ..raw() }, "preview_every", "not supported")]
 #[case::long_id(RawRequest { request_id: "x".repeat(129), ..raw() }, "request_id", "128 characters, found 129")]
 #[case::id_not_ascii(RawRequest { request_id: "é".into(), ..raw() }, "request_id", "printable ASCII")]
 fn a_bad_field_is_named_with_what_was_found(#[case] raw: RawRequest, #[case] field: &str, #[case] description: &str) {
@@ -98,6 +97,35 @@ fn an_odd_size_is_accepted_with_a_warning() {
     let request = checked(RawRequest { width: Some(500), height: Some(300), ..raw() }).unwrap();
     assert_eq!((request.latent_size.to_string(), request.bucket.to_string()), ("512x304".into(), "512x512@4".into()));
     assert_eq!(request.warnings, ["500x300 is not a multiple of 16 pixels: made at 512x304 and cropped."]);
+}
+
+#[rstest]
+#[case::euler(SchedulerKind::FlowMatchEuler, 0.0, 0, 1)]
+#[case::unipc_guided(SchedulerKind::UniPc, 2.0, 0, 2)]
+#[case::heun(SchedulerKind::Heun, 0.0, 1, 2)]
+#[case::heun_guided(SchedulerKind::Heun, 2.0, 1, 4)]
+fn a_scheduler_that_is_advised_against_is_accepted_with_a_warning(
+    #[case] scheduler: SchedulerKind,
+    #[case] scale: f64,
+    #[case] warnings: usize,
+    #[case] calls_per_step: u32,
+) {
+    let raw = RawRequest { scheduler: Ok(Some(scheduler)), guidance_scale: Some(scale), ..raw() };
+    let request = checked(raw).unwrap();
+    assert_eq!((request.scheduler, request.calls_per_step()), (scheduler, calls_per_step));
+    assert_eq!(request.warnings.len(), warnings, "{:?}", request.warnings);
+    assert!(request.warnings.iter().all(|warning| warning.contains("advised against")), "{:?}", request.warnings);
+}
+
+#[rstest]
+#[case::none(0, &[])]
+#[case::each(1, &[1, 2, 3, 4, 5, 6, 7])]
+#[case::third(3, &[3, 6])]
+#[case::beyond_the_end(9, &[])]
+fn previews_come_every_so_many_steps_but_not_with_the_picture(#[case] preview_every: u32, #[case] expected: &[u32]) {
+    let request = checked(RawRequest { preview_every, steps: Some(8), ..raw() }).unwrap();
+    let found: Vec<u32> = (1..=8).filter(|&step| request.has_preview(step)).collect();
+    assert_eq!(found, expected);
 }
 
 #[test]

@@ -86,6 +86,8 @@ pub struct RuleSettings {
     pub default_guidance_scale: f64,
     /// Size classes.
     pub buckets: Option<Buckets>,
+    /// Size classes that suit the device, where `buckets` says nothing; those that model and limits do not allow are left out.
+    pub suited_buckets: Option<Buckets>,
     /// Which size the latents are made for.
     pub size_policy: SizePolicy,
 }
@@ -98,6 +100,7 @@ impl Default for RuleSettings {
             default_steps: DEFAULT_STEPS,
             default_guidance_scale: DEFAULT_GUIDANCE_SCALE,
             buckets: None,
+            suited_buckets: None,
             size_policy: SizePolicy::Exact,
         }
     }
@@ -166,15 +169,24 @@ impl Rules {
     /// # Errors
     /// A setting that the model or another setting contradicts.
     pub fn new(settings: RuleSettings, model: ModelLimits) -> Result<Self, RulesError> {
-        let RuleSettings { limits, default_size, default_steps, default_guidance_scale, buckets, size_policy } =
-            settings;
+        let RuleSettings {
+            limits,
+            default_size,
+            default_steps,
+            default_guidance_scale,
+            buckets,
+            suited_buckets,
+            size_policy,
+        } = settings;
         if !(1..=limits.max_steps).contains(&default_steps) {
             return Err(RulesError::DefaultSteps { steps: default_steps, max_steps: limits.max_steps });
         }
         if !default_guidance_scale.is_finite() || default_guidance_scale < 0.0 {
             return Err(RulesError::DefaultGuidance(default_guidance_scale));
         }
-        let buckets = buckets.unwrap_or_else(|| Buckets::built_in(model.max_size, limits.max_pixels));
+        let buckets = buckets
+            .or_else(|| suited_buckets?.within(model.max_size, limits.max_pixels))
+            .unwrap_or_else(|| Buckets::built_in(model.max_size, limits.max_pixels));
         for &bucket in buckets.as_slice() {
             let Bucket { size, .. } = bucket;
             if size.width > model.max_size.width || size.height > model.max_size.height {
@@ -252,6 +264,28 @@ mod tests {
         };
         let error = Rules::new(settings, SMALL).unwrap_err().to_string();
         assert!(error.contains(sentence), "{error}");
+    }
+
+    #[rstest]
+    #[case::within_the_model("1024x1024@2,512x512@4", None, "512x512@4,1024x1024@2")]
+    #[case::beyond_the_model("4096x4096,512x512@4", None, "512x512@4")]
+    #[case::all_beyond_the_model(
+        "4096x4096",
+        None,
+        "512x512@1,768x768@1,576x1024@1,1024x576@1,1024x1024@1,1536x1536@1,2048x2048@1"
+    )]
+    #[case::buckets_that_were_set_win("1024x1024@2", Some("64x64"), "64x64@1")]
+    fn buckets_that_suit_the_device(#[case] suited: &str, #[case] set: Option<&str>, #[case] expected: &str) {
+        let settings = RuleSettings {
+            suited_buckets: Some(suited.parse().unwrap()),
+            buckets: set.map(|set| set.parse().unwrap()),
+            ..RuleSettings::default()
+        };
+        let model =
+            ModelLimits { max_size: Size { width: 2048, height: 2048 }, size_multiple: 16, max_prompt_tokens: 512 };
+        let names =
+            |rules: Rules| rules.buckets.as_slice().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        assert_eq!(names(Rules::new(settings, model).unwrap()), expected);
     }
 
     #[test]

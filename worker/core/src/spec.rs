@@ -86,6 +86,30 @@ pub enum SchedulerKind {
     /// Flow-matching Euler with static shift, the model's own.
     #[default]
     FlowMatchEuler,
+    /// UniPC of second order (B2, on predictions of the picture).
+    #[strum(serialize = "unipc")]
+    UniPc,
+    /// DEIS of second order.
+    Deis,
+    /// Multistep DPM-Solver++ of second order (midpoint).
+    #[strum(serialize = "dpm-solver++")]
+    DpmSolverPlusPlus,
+    /// Heun: two transformer calls in each step but the last.
+    Heun,
+}
+
+impl SchedulerKind {
+    /// What a caller should know who asks for one that is advised against.
+    #[must_use]
+    pub const fn warning(self) -> Option<&'static str> {
+        match self {
+            Self::Heun => Some(
+                "The heun scheduler is advised against: it runs the transformer twice a step, at no gain over as many \
+                 steps of flow-match-euler.",
+            ),
+            Self::FlowMatchEuler | Self::UniPc | Self::Deis | Self::DpmSolverPlusPlus => None,
+        }
+    }
 }
 
 /// One image to be made.
@@ -124,8 +148,11 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
-        assert_eq!("flow-match-euler".parse(), Ok(SchedulerKind::FlowMatchEuler));
-        let error = "ddim".parse::<SchedulerKind>().unwrap_err();
-        assert_eq!(error.to_string(), "expected flow-match-euler, found \"ddim\"");
+        let known = ["flow-match-euler", "unipc", "deis", "dpm-solver++", "heun"];
+        for name in known {
+            assert_eq!(name.parse::<SchedulerKind>().unwrap().to_string(), name);
+        }
+        let error = "dpm++-2m".parse::<SchedulerKind>().unwrap_err();
+        assert_eq!(error.to_string(), format!("expected {}, found \"dpm++-2m\"", known.join(" or ")));
     }
 }

@@ -45,11 +45,7 @@ impl Settings {
             pipeline,
             scheduler: SchedulerConfig::read(dir)?,
             tokenizer: Tokenizer::read(dir)?,
-            configs: Configs {
-                text_encoder: TextEncoderConfig::read(dir)?,
-                transformer: TransformerConfig::read(dir)?,
-                vae: VaeConfig::read(dir)?,
-            },
+            configs: Configs::read(dir)?,
         })
     }
 }
@@ -92,55 +88,26 @@ impl Checkpoint {
         let dir = &options.model_dir;
         let Settings { pipeline, tokenizer, scheduler, configs } =
             if options.has_built_in_model() { random::turbo()? } else { Settings::read(dir)? };
-        configs.agree(dir)?;
-        let open = |folder: &str, stem: &str| match options.random_weights {
-            true => Ok(Shards::random()),
-            false => Shards::open(&dir.join(folder), stem),
-        };
         let _sequence = options.random_weights.then(random::start);
-        let device = options.device.tch();
-
-        let shards = open("text_encoder", "model")?;
-        let text_encoder = Network {
-            component: "text_encoder",
-            class: "Qwen3Model",
-            // Saved from the bare model or from the one with a head.
-            prefix: if shards.contains("model.embed_tokens.weight") { "model." } else { "" },
-            shards,
-            build: &|weights| TextEncoder::new(weights, &configs.text_encoder),
-            may_be_unused: &|name| TextEncoder::may_be_unused(&configs.text_encoder, name),
-        };
-        let transformer = Network {
-            component: "transformer",
-            class: "ZImageTransformer2DModel",
-            prefix: "",
-            shards: open("transformer", "diffusion_pytorch_model")?,
-            build: &|weights| Transformer::new(weights, &configs.transformer, device),
-            may_be_unused: &|_| false,
-        };
-        let vae = Network {
-            component: "vae",
-            class: "AutoencoderKL",
-            prefix: "",
-            shards: open("vae", "diffusion_pytorch_model")?,
-            build: &|weights| VaeDecoder::new(weights, &configs.vae),
-            may_be_unused: &|name| VaeDecoder::may_be_unused(&configs.vae, name),
-        };
-
         let (kind, vae_kind) = (options.precision.kind(), options.vae_precision.unwrap_or(options.precision).kind());
-        let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
-        let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
-        let mut loaded_bytes = 0;
-        let mut on_read = |bytes: u64| {
-            loaded_bytes += bytes;
-            progress(LoadProgress { loaded_bytes, total_bytes });
-        };
-        on_read(0);
-        let (text_encoder, transformer, vae) = (
-            text_encoder.read(device, kind, &mut on_read)?,
-            transformer.read(device, kind, &mut on_read)?,
-            vae.read(device, vae_kind, &mut on_read)?,
-        );
+        let device = options.device.tch();
+        let (networks, tallies) = configs.networks(&weight_files(options), device, |text_encoder, transformer, vae| {
+            let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
+            let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
+            let mut loaded_bytes = 0;
+            let mut on_read = |bytes: u64| {
+                loaded_bytes += bytes;
+                progress(LoadProgress { loaded_bytes, total_bytes });
+            };
+            on_read(0);
+            let networks = (
+                text_encoder.read(device, kind, &mut on_read)?,
+                transformer.read(device, kind, &mut on_read)?,
+                vae.read(device, vae_kind, &mut on_read)?,
+            );
+            Ok((networks, tallies))
+        })?;
+        let (text_encoder, transformer, vae) = networks;
         Ok(Self {
             pipeline,
             tokenizer,
@@ -153,9 +120,77 @@ impl Checkpoint {
             parameters: tallies.iter().map(|(tally, _)| tally.parameters).sum(),
         })
     }
+
+    /// Compares all files with the configuration, and reads no weight.
+    ///
+    /// # Errors
+    /// When [`Self::read`] would fail over a file.
+    pub(crate) fn check(options: &LoadOptions) -> Result<(), LoadError> {
+        let dir = existing_folder(&options.model_dir)?;
+        ModelIndex::read(dir)?;
+        SchedulerConfig::read(dir)?;
+        Tokenizer::read(dir)?;
+        Configs::read(dir)?.networks(&weight_files(options), options.device.tch(), |text_encoder, transformer, vae| {
+            text_encoder.check()?;
+            transformer.check()?;
+            vae.check().map(|_| ())
+        })
+    }
 }
 
 impl Configs {
+    /// # Errors
+    /// When a file is not as expected, or one network's does not fit another's.
+    fn read(dir: &Path) -> Result<Self, LoadError> {
+        let configs = Self {
+            text_encoder: TextEncoderConfig::read(dir)?,
+            transformer: TransformerConfig::read(dir)?,
+            vae: VaeConfig::read(dir)?,
+        };
+        configs.agree(dir)?;
+        Ok(configs)
+    }
+
+    /// What `work` does with the three networks, whose weight files are opened for it.
+    fn networks<T>(
+        &self,
+        open: &dyn Fn(&str, &str) -> Result<Shards, LoadError>,
+        device: tch::Device,
+        work: impl FnOnce(
+            Network<'_, TextEncoder>,
+            Network<'_, Transformer>,
+            Network<'_, VaeDecoder>,
+        ) -> Result<T, LoadError>,
+    ) -> Result<T, LoadError> {
+        let shards = open("text_encoder", "model")?;
+        let text_encoder = Network {
+            component: "text_encoder",
+            class: "Qwen3Model",
+            // Saved from the bare model or from the one with a head.
+            prefix: if shards.contains("model.embed_tokens.weight") { "model." } else { "" },
+            shards,
+            build: &|weights| TextEncoder::new(weights, &self.text_encoder),
+            may_be_unused: &|name| TextEncoder::may_be_unused(&self.text_encoder, name),
+        };
+        let transformer = Network {
+            component: "transformer",
+            class: "ZImageTransformer2DModel",
+            prefix: "",
+            shards: open("transformer", "diffusion_pytorch_model")?,
+            build: &|weights| Transformer::new(weights, &self.transformer, device),
+            may_be_unused: &|_| false,
+        };
+        let vae = Network {
+            component: "vae",
+            class: "AutoencoderKL",
+            prefix: "",
+            shards: open("vae", "diffusion_pytorch_model")?,
+            build: &|weights| VaeDecoder::new(weights, &self.vae),
+            may_be_unused: &|name| VaeDecoder::may_be_unused(&self.vae, name),
+        };
+        work(text_encoder, transformer, vae)
+    }
+
     /// What one network hands to the next must fit.
     pub(crate) fn agree(&self, dir: &Path) -> Result<(), LoadError> {
         let disagree = |key: &str, expected: String, found: i64| LoadError::Field {
@@ -189,6 +224,14 @@ impl Configs {
         const DIFFUSERS_MAX_SEQUENCE_LENGTH: i64 = 512;
         let table = (self.transformer.axes_lens[0] - 2) / 32 * 32;
         DIFFUSERS_MAX_SEQUENCE_LENGTH.min(table).min(self.text_encoder.max_position_embeddings)
+    }
+}
+
+/// Opens the weight files of a part by its folder and the stem of their names.
+fn weight_files(options: &LoadOptions) -> impl Fn(&str, &str) -> Result<Shards, LoadError> {
+    |folder, stem| match options.random_weights {
+        true => Ok(Shards::random()),
+        false => Shards::open(&options.model_dir.join(folder), stem),
     }
 }
 

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use imagegen_core::engine::{AllocatorStats, CountTokens, Engine, EngineError, ModelInfo, Stage};
-use imagegen_core::spec::{ImageSpec, RgbImage, SchedulerKind, Size};
+use imagegen_core::spec::{ImageSpec, RgbImage, Size};
 use tch::Tensor;
 
 pub use self::batch::TorchBatch;
@@ -20,8 +20,9 @@ use crate::config::{SchedulerConfig, TransformerConfig};
 use crate::error::LoadError;
 use crate::failure::{classify, panic_message};
 use crate::libtorch::{self, CudaLibrary};
-use crate::load::{Device, LoadOptions, LoadProgress};
+use crate::load::{Device, LoadOptions, LoadProgress, VaeTiling};
 use crate::noise::noise;
+use crate::preview::LatentToRgb;
 use crate::scheduler::Schedule;
 use crate::shim::{ShimError, cuda::Cuda};
 use crate::text_encoder::TextEncoder;
@@ -41,6 +42,9 @@ pub struct TorchEngine {
     vae: VaeDecoder,
     scheduler: SchedulerConfig,
     latent_channels: i64,
+    vae_tiling: VaeTiling,
+    /// Fitted for the first preview.
+    latent_to_rgb: Option<LatentToRgb>,
     /// Pixels on a side of one latent pixel.
     vae_scale: u32,
     device: tch::Device,
@@ -102,6 +106,8 @@ impl TorchEngine {
             vae,
             scheduler,
             latent_channels: configs.vae.latent_channels,
+            vae_tiling: options.vae_tiling,
+            latent_to_rgb: None,
             vae_scale: configs.vae.scale_factor(),
             device: options.device.tch(),
             memory,
@@ -176,9 +182,7 @@ impl Engine for TorchEngine {
 
     fn begin(&mut self, specs: &[ImageSpec]) -> Result<Self::Batch, EngineError> {
         let common = self.common(specs)?;
-        let schedule = match common.scheduler {
-            SchedulerKind::FlowMatchEuler => Schedule::new(self.scheduler, common.steps),
-        };
+        let schedule = Schedule::new(self.scheduler, common.scheduler, common.steps);
         let guided = common.guidance.scale > 0.0;
         let prompts = specs.iter().map(|spec| spec.prompt.as_str());
         let negative = specs.iter().map(|spec| spec.negative_prompt.as_str()).filter(|_| guided);
@@ -211,7 +215,7 @@ impl Engine for TorchEngine {
         }
         let broken = |error: ShimError| classify(Stage::Transformer, &error.to_string());
         batch.pace.wait().map_err(broken)?;
-        batch.latents = self.guard(Stage::Transformer, || batch.advanced(&self.transformer))?;
+        (batch.latents, batch.history) = self.guard(Stage::Transformer, || batch.advanced(&self.transformer))?;
         batch.steps_done += 1;
         if batch.steps_done == batch.schedule.steps() {
             batch.forget();
@@ -220,18 +224,12 @@ impl Engine for TorchEngine {
     }
 
     fn decode(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
-        let Some(&Image { size, .. }) = batch.images.get(index) else {
-            let detail = format!("image {index} of a batch of {}", batch.images.len());
-            return Err(EngineError::Failed { stage: Stage::Vae, detail });
-        };
+        let size = batch.size(index)?;
         self.guard(Stage::Vae, || {
             let latents = batch.latents.narrow(0, i64::try_from(index).unwrap_or(i64::MAX), 1);
-            let pixels = self.vae.pixels(&latents);
-            let cropped = pixels.narrow(0, 0, size.height.into()).narrow(1, 0, size.width.into());
-            let bytes = cropped.contiguous().to_device(tch::Device::Cpu);
-            let mut data = vec![0; bytes.numel()];
-            bytes.copy_data_u8(&mut data, bytes.numel());
-            RgbImage { size, data }
+            let (height, width) = (latents.size()[2].unsigned_abs(), latents.size()[3].unsigned_abs());
+            let decoded_pixels = height * width * u64::from(self.vae_scale).pow(2);
+            top_left(&self.vae.pixels(&latents, self.vae_tiling.applies(decoded_pixels)), size)
         })
     }
 
@@ -269,6 +267,29 @@ impl Engine for TorchEngine {
     fn split(&mut self, batch: Self::Batch) -> Result<Vec<Self::Batch>, EngineError> {
         self.guard(Stage::Transformer, || batch.split())
     }
+
+    fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
+        let size = batch.size(index)?;
+        let size = Size { width: size.width.div_ceil(self.vae_scale), height: size.height.div_ceil(self.vae_scale) };
+        let memory = self.memory;
+        guard(memory, Stage::Vae, || {
+            let colours = self
+                .latent_to_rgb
+                .get_or_insert_with(|| LatentToRgb::fit(&self.vae, self.latent_channels, self.vae_scale, self.device));
+            let foreseen = batch.schedule.foresee(&batch.latents, &batch.history, batch.steps_done);
+            let latents = foreseen.narrow(0, i64::try_from(index).unwrap_or(i64::MAX), 1);
+            top_left(&colours.pixels(&latents), size)
+        })
+    }
+}
+
+/// The top left part of bytes `[H, W, 3]`, brought from the device.
+fn top_left(pixels: &Tensor, size: Size) -> RgbImage {
+    let cropped = pixels.narrow(0, 0, size.height.into()).narrow(1, 0, size.width.into());
+    let bytes = cropped.contiguous().to_device(tch::Device::Cpu);
+    let mut data = vec![0; bytes.numel()];
+    bytes.copy_data_u8(&mut data, bytes.numel());
+    RgbImage { size, data }
 }
 
 /// Latent pixels on a side of a patch.

@@ -72,11 +72,13 @@ impl BatchGuidance {
 
 #[cfg(test)]
 mod tests {
+    use imagegen_core::spec::SchedulerKind;
+
     use super::*;
     use crate::config::SchedulerConfig;
 
     fn schedule() -> Schedule {
-        Schedule::new(SchedulerConfig { num_train_timesteps: 1000.0, shift: 3.0 }, 8)
+        Schedule::new(SchedulerConfig { num_train_timesteps: 1000.0, shift: 3.0 }, SchedulerKind::FlowMatchEuler, 8)
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 mod checkpoint;
 mod config;
+mod convert;
 pub mod engine;
 mod error;
 mod failure;
@@ -24,6 +25,7 @@ mod noise;
 #[cfg(test)]
 mod parity;
 mod random;
+mod preview;
 mod scheduler;
 pub mod shim;
 mod text_encoder;
@@ -32,6 +34,7 @@ mod transformer;
 mod vae;
 mod weights;
 
+pub use convert::{ConvertError, Converted, convert};
 pub use engine::{TorchBatch, TorchEngine};
 pub use error::LoadError;
-pub use load::{Device, LoadOptions, LoadProgress, Precision};
+pub use load::{Device, LoadOptions, LoadProgress, Precision, VaeTiling};

@@ -99,6 +99,32 @@ impl FromStr for Device {
     }
 }
 
+/// Which pictures the VAE decodes in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VaeTiling {
+    /// Those of at least 2048 x 2048 pixels.
+    #[default]
+    Auto,
+    /// All that are larger than a tile.
+    Always,
+    /// None.
+    Never,
+}
+
+impl VaeTiling {
+    /// From where on a decode in one piece takes more memory than all else of a generation.
+    const AUTO_MIN_PIXELS: u64 = 2048 * 2048;
+
+    /// Whether a picture of this many pixels is decoded in tiles.
+    pub(crate) const fn applies(self, pixels: u64) -> bool {
+        match self {
+            Self::Auto => pixels >= Self::AUTO_MIN_PIXELS,
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
 /// What to load, and where to.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -110,6 +136,8 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// Precision of the VAE; `None` is the one of the rest.
     pub vae_precision: Option<Precision>,
+    /// Which pictures the VAE decodes in tiles, of the size in its config.json.
+    pub vae_tiling: VaeTiling,
     /// Where the model runs.
     pub device: Device,
     /// Threads of one libtorch operator on the CPU, for the whole process; `None` leaves libtorch's own choice.
@@ -125,6 +153,7 @@ impl LoadOptions {
             random_weights: false,
             precision: Precision::Float32,
             vae_precision: None,
+            vae_tiling: VaeTiling::Auto,
             device: Device::Cpu,
             threads: None,
         }

@@ -2,6 +2,8 @@
 
 mod end_to_end;
 mod modules;
+mod schedulers;
+mod tiling;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

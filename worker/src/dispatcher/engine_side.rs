@@ -77,7 +77,7 @@ impl Dispatcher {
     /// One step of `images` images took this long. Returns the seconds for what is left.
     pub(crate) fn step_done(&self, request: &Request, images: usize, seconds: f64, left: Work) -> f64 {
         let mut state = self.lock();
-        state.times.record_step(request.latent_size, request.is_guided(), images, seconds);
+        state.times.record_step(request.latent_size, request.calls_per_step(), images, seconds);
         state.running = Some(left);
         state.times.seconds(left).unwrap_or_default()
     }

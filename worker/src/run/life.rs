@@ -2,12 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::ServeError;
-use crate::{connections::FLUSH, dispatcher::Dispatcher, engine_thread::EngineEnd};
+use crate::{
+    admin::Exit,
+    connections::FLUSH,
+    dispatcher::{Dispatcher, SHUTDOWN},
+    engine_thread::EngineEnd,
+};
 
 /// Waits for the end of the engine thread.
 pub(super) async fn follow_engine(
@@ -21,27 +29,36 @@ pub(super) async fn follow_engine(
     }
 }
 
-/// Waits for the order to stop, then for what is admitted.
+/// Waits for the order to stop, by a signal or by the operator, then for what is admitted.
 pub(super) async fn end_of_life(
     dispatcher: Arc<Dispatcher>,
     mut terminations: mpsc::Receiver<()>,
+    mut exits: mpsc::Receiver<Exit>,
     drain_timeout: Duration,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    tokio::select! {
+    let (timeout, mut signals) = tokio::select! {
         // A task died; the supervisor knows more.
         () = stop.cancelled() => return Ok(()),
-        Some(()) = terminations.recv() => {}
-    }
+        Some(()) = terminations.recv() => (drain_timeout, 1),
+        Some(Exit { timeout }) = exits.recv() => (timeout, 0),
+    };
     let mut changes = dispatcher.subscribe();
-    dispatcher.begin_shutdown();
+    dispatcher.begin_shutdown(SHUTDOWN);
     let open = dispatcher.snapshot().open;
-    info!(open_requests = open, timeout_seconds = drain_timeout.as_secs_f64(), "Draining before the process ends.");
-    let why = tokio::select! {
-        _ = changes.wait_for(|snapshot| snapshot.is_drained()) => None,
-        () = tokio::time::sleep(drain_timeout) => Some("the drain timeout passed"),
-        Some(()) = terminations.recv() => Some("a second signal came"),
-        () = stop.cancelled() => return Ok(()),
+    info!(open_requests = open, timeout_seconds = timeout.as_secs_f64(), "Draining before the process ends.");
+    let deadline = Instant::now() + timeout;
+    let why = loop {
+        tokio::select! {
+            _ = changes.wait_for(|snapshot| snapshot.is_drained()) => break None,
+            () = tokio::time::sleep_until(deadline) => break Some("the drain timeout passed"),
+            // The kubelet's signal in the middle of the operator's drain asks for nothing new.
+            Some(()) = terminations.recv() => signals += 1,
+            () = stop.cancelled() => return Ok(()),
+        }
+        if signals > 1 {
+            break Some("a second signal came");
+        }
     };
     let cut = dispatcher.snapshot().open;
     let result = match why {

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that meets what it did not expect has failed")]
 
 mod admission;
+mod alerts;
 mod binary;
 mod faults;
+mod gpu;
 mod harness;
 mod life;
 mod observe;

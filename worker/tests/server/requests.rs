@@ -1,6 +1,6 @@
 //! Requests that are made, and requests that are refused.
 
-use imagegen_proto::v1::{GenerateRequest, GetModelRequest, ImageFormat};
+use imagegen_proto::v1::{GenerateRequest, GetModelRequest, ImageFormat, Scheduler};
 use rstest::rstest;
 use tonic::{Code, Request, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_types::StatusExt as _;
@@ -50,6 +50,31 @@ async fn images_of_a_request_are_made_together_with_seeds_that_wrap() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn previews_come_as_small_png_for_each_image_and_not_with_the_last_step() {
+    let worker = Worker::ready("", &["--buckets=64x64@2"]).await;
+    let request = GenerateRequest { count: Some(2), preview_every: 2, ..apple() };
+    let told = generate(&mut worker.client().await, request).await.unwrap();
+    let seen: Vec<_> =
+        told.progress.iter().map(|progress| (progress.step, progress.index, !progress.preview.is_empty())).collect();
+    assert_eq!(seen, [(1, 0, false), (2, 0, true), (2, 1, true), (3, 0, false), (4, 0, false)]);
+    for progress in told.progress.iter().filter(|progress| !progress.preview.is_empty()) {
+        let preview = image::load_from_memory_with_format(&progress.preview, image::ImageFormat::Png).unwrap();
+        assert_eq!((preview.width(), preview.height()), (8, 4));
+    }
+    assert_ne!(told.progress[1].preview, told.progress[2].preview);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scheduler_that_is_advised_against_is_used_with_a_warning() {
+    let worker = Worker::ready("", &[]).await;
+    let request = GenerateRequest { scheduler: Scheduler::Heun.into(), ..apple() };
+    let told = generate(&mut worker.client().await, request).await.unwrap();
+    let warnings = told.accepted.unwrap().warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("advised against"), "{warnings:?}");
+    assert_eq!(told.images.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_seed_is_one_picture_and_an_absent_seed_is_told() {
     let worker = Worker::ready("", &[]).await;
     let mut client = worker.client().await;
@@ -93,7 +118,6 @@ async fn an_odd_size_and_a_long_prompt_are_made_with_a_warning() {
 #[case::format(GenerateRequest { format: 99, ..apple() }, "format")]
 #[case::scheduler(GenerateRequest { scheduler: 99, ..apple() }, "scheduler")]
 #[case::priority(GenerateRequest { priority: 1000, ..apple() }, "priority")]
-#[case::preview(GenerateRequest { preview_every: 1, ..apple() }, "preview_every")]
 #[case::request_id(GenerateRequest { request_id: "ü".into(), ..apple() }, "request_id")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_field_is_an_invalid_argument_that_names_it(#[case] request: GenerateRequest, #[case] field: &str) {

@@ -215,7 +215,7 @@ async fn the_operator_drains_and_resumes() {
     let (mut client, connections) = worker.counting_client();
     let stream = running(&mut client, apple()).await;
 
-    let drain = DrainRequest { id: "scale down 7".into(), timeout_seconds: 0.0 };
+    let drain = DrainRequest { id: "scale down 7".into(), ..DrainRequest::default() };
     let left = admin.drain(drain.clone()).await.unwrap().into_inner();
     assert_eq!((left.running, left.queued), (1, 0));
     let report = next(&mut reports, WorkerState::Draining).await;
@@ -249,10 +249,34 @@ async fn a_drain_with_a_time_ends_what_is_left() {
     let endless = imagegen_proto::v1::GenerateRequest { steps: Some(100), ..apple() };
     let stream = running(&mut client, endless).await;
     let timeout = Duration::from_millis(300);
-    admin.drain(DrainRequest { id: "now".into(), timeout_seconds: timeout.as_secs_f64() }).await.unwrap();
+    let drain = DrainRequest { id: "now".into(), timeout_seconds: timeout.as_secs_f64(), exit: false };
+    admin.drain(drain).await.unwrap();
     assert_eq!(listen(stream).await.unwrap_err().code(), Code::Unavailable);
-    let bad = admin.drain(DrainRequest { id: String::new(), timeout_seconds: 1.0 }).await.unwrap_err();
+    let bad = admin.drain(DrainRequest::default()).await.unwrap_err();
     assert_eq!(bad.code(), Code::InvalidArgument);
     worker.terminate().await;
+    worker.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recycle_drains_and_ends_the_process_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let (worker, authority) = admin_worker(folder.path(), "step_seconds: 0.1").await;
+    let channel = connect(worker.addresses.admin.unwrap(), &authority, Some(&authority.client())).await.unwrap();
+    let mut admin = AdminServiceClient::new(channel);
+    let mut client = worker.client().await;
+    let stream = running(&mut client, apple()).await;
+    let drain = DrainRequest { id: "recycle-7".into(), timeout_seconds: 60.0, exit: true };
+    let left = admin.drain(drain.clone()).await.unwrap().into_inner();
+    assert_eq!((left.running, left.queued), (1, 0));
+    // Neither a repeat, nor another drain, nor a Resume, nor the kubelet's signal changes what was ordered.
+    admin.drain(drain).await.unwrap();
+    admin.drain(DrainRequest { id: "other".into(), ..DrainRequest::default() }).await.unwrap();
+    let refused = admin.resume(ResumeRequest { id: "recycle-7".into() }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let mut reports = admin.watch_report(WatchReportRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut reports, WorkerState::Draining).await.drain_id, "recycle-7");
+    worker.terminate().await;
+    assert_eq!(listen(stream).await.unwrap().images.len(), 1);
     worker.ended().await.unwrap();
 }

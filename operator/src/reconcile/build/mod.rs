@@ -5,6 +5,7 @@
 
 mod config_map;
 mod deployment;
+mod hpa;
 pub mod names;
 mod network_policy;
 mod pod;
@@ -23,6 +24,7 @@ pub fn build(spec: &Validated) -> Desired {
         headless_service: service::build_headless(spec),
         pod_disruption_budget: pod_disruption_budget::build(spec),
         network_policy: network_policy::build(spec),
+        hpa: hpa::build(spec),
         admin_tls_secret: names::admin_tls_secret(&spec.name),
         admin_tls_server_name: names::admin_tls_server_name(&spec.name, &spec.namespace),
     }

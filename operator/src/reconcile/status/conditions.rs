@@ -26,6 +26,17 @@ pub(super) struct Conditions {
     now: Timestamp,
 }
 
+/// What the conditions of a healthy ImageGen say beside their reasons.
+#[derive(Clone, Copy)]
+pub(super) struct Notes<'a> {
+    /// The model, in short.
+    pub(super) model: &'a str,
+    /// What a replacement means for clients.
+    pub(super) gap: Option<&'a str>,
+    /// What of the spec has no effect.
+    pub(super) left_out: &'a [String],
+}
+
 impl Conditions {
     /// Begins with those that `cr` has.
     pub(super) fn new(cr: &ImageGen, now: Timestamp) -> Self {
@@ -61,18 +72,26 @@ impl Conditions {
         }
     }
 
-    /// All conditions of a spec that was applied. `failure` is what could not be applied, `trouble` why pods do not come
-    /// up, `left_out` what of the spec has no effect.
+    /// All conditions of a spec that was applied. `failure` is what could not be applied or rolled out, `trouble` why pods
+    /// do not come up.
     pub(super) fn set_all(
         &mut self,
         counts: &Counts,
         failure: Option<Verdict>,
         trouble: Option<Verdict>,
-        model: &str,
-        left_out: &[String],
+        notes: Notes<'_>,
+        (active, scaling): (bool, Verdict),
     ) {
-        let progress = progress(counts);
-        let moving = !counts.complete() && !counts.deadline_exceeded;
+        let Notes { model, gap, left_out } = notes;
+        let mut progress = progress(counts);
+        if let Some(gap) = gap.filter(|_| progress.reason == Reason::RollingOut) {
+            progress.message = format!("{}; {gap}", progress.message);
+        }
+        if let Some(stopped) = failure.clone().filter(|failure| STOPPED.contains(&failure.reason)) {
+            progress = stopped;
+        }
+        let paused = progress.reason == Reason::RolloutPaused;
+        let moving = !counts.complete() && !counts.deadline_exceeded && !paused;
         let wrong = failure.or(trouble).or_else(|| counts.deadline_exceeded.then(|| progress.clone()));
         let why_not = wrong.clone().unwrap_or_else(|| progress.clone());
 
@@ -80,11 +99,7 @@ impl Conditions {
         self.set(ConditionType::Progressing, moving, progress);
         let as_expected = || Verdict::new(Reason::AsExpected, "nothing needs attention");
         self.set(ConditionType::Degraded, wrong.is_some(), wrong.clone().unwrap_or_else(as_expected));
-        self.set(
-            ConditionType::ScalingActive,
-            false,
-            Verdict::new(Reason::AutoscalingDisabled, "spec.replicas decides about the number of workers"),
-        );
+        self.set(ConditionType::ScalingActive, active, scaling);
         let ready = counts.complete() && wrong.is_none();
         let mut verdict = match (ready, counts.desired) {
             (true, 0) => Verdict::new(Reason::ScaledToZero, "no worker is wanted, and none is there"),
@@ -119,6 +134,9 @@ impl Conditions {
         self.list
     }
 }
+
+/// Reasons of a rollout that was stopped.
+const STOPPED: [Reason; 2] = [Reason::RolloutPaused, Reason::RolledBack];
 
 /// How far the fleet is from what is wanted.
 fn progress(counts: &Counts) -> Verdict {

@@ -11,20 +11,20 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 
 /// How many workers there are, of which kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub(super) desired: i32,
+pub(in crate::reconcile) struct Counts {
+    pub(in crate::reconcile) desired: i32,
     pub(super) replicas: i32,
     pub(super) ready: i32,
     updated: i32,
     available: i32,
     /// The numbers speak about the Deployment's current spec.
     current: bool,
-    pub(super) deadline_exceeded: bool,
+    pub(in crate::reconcile) deadline_exceeded: bool,
 }
 
 impl Counts {
     /// What `deployment` says, when `desired` workers are wanted.
-    pub(super) fn of(deployment: Option<&Deployment>, desired: i32) -> Self {
+    pub(in crate::reconcile) fn of(deployment: Option<&Deployment>, desired: i32) -> Self {
         let Some(status) = deployment.and_then(|deployment| deployment.status.as_ref()) else {
             return Self { desired, ..Self::default() };
         };
@@ -46,13 +46,18 @@ impl Counts {
     }
 
     /// Every wanted worker has the current spec and is ready, and there is no other.
-    pub(super) fn complete(&self) -> bool {
+    pub(in crate::reconcile) fn complete(&self) -> bool {
         let wanted = self.desired;
         self.current && [self.replicas, self.updated, self.available].into_iter().all(|count| count == wanted)
     }
 
+    /// Every worker that there is, is ready.
+    pub(in crate::reconcile) fn all_ready(&self) -> bool {
+        self.current && self.replicas > 0 && self.available == self.replicas
+    }
+
     /// Some worker has an older spec.
-    pub(super) fn rolling_out(&self) -> bool {
+    pub(in crate::reconcile) fn rolling_out(&self) -> bool {
         !self.current || self.updated < self.replicas.min(self.desired) || self.replicas > self.updated
     }
 }

@@ -5,6 +5,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{Event, Pod},
 };
 use rstest::rstest;
@@ -14,6 +15,7 @@ use super::{changed_enough, failed, refused, status};
 use crate::{
     crd::{ImageGen, ImageGenStatus, Reason},
     reconcile::{
+        api_service::MetricsApiState,
         types::{Applied, ApplyFailure, ApplyFailureCause, Facts, Fleet, OperatorSettings, Refusal, Validated},
         validate::validate,
     },
@@ -38,6 +40,7 @@ fn validated(object: &ImageGen) -> Validated {
         operator_namespace: "system".into(),
         allow_host_path: false,
         allow_privileged_pods: false,
+        metrics_api: true,
     };
     validate(object, &Facts::default(), &operator).expect("accepted")
 }
@@ -355,4 +358,85 @@ fn a_message_never_exceeds_what_the_schema_takes() {
     let refusal = Refusal { reason: Reason::InvalidSpec, field: "spec".into(), message: "ü".repeat(5000) };
     let seen = refused(&object, &[refusal], &Fleet::default(), at(0));
     assert!(message(&seen, "Ready").len() <= 4096 && message(&seen, "Ready").ends_with("..."));
+}
+
+fn hpa(status: &str, reason: &str) -> HorizontalPodAutoscaler {
+    serde_json::from_value(json!({
+        "metadata": {"name": "fleet"},
+        "spec": {"maxReplicas": 4, "scaleTargetRef": {"kind": "ImageGen", "name": "fleet"}},
+        "status": {"desiredReplicas": 2, "conditions": [
+            {"type": "AbleToScale", "status": "True", "reason": "ReadyForNewScale"},
+            {"type": "ScalingActive", "status": status, "reason": reason, "message": "the HPA's own words"},
+        ]},
+    }))
+    .expect("an HPA")
+}
+
+fn adapter() -> MetricsApiState {
+    MetricsApiState::OwnedByOther {
+        api_service: "v1beta1.custom.metrics.k8s.io".into(),
+        service: "Service monitoring/prometheus-adapter".into(),
+    }
+}
+
+#[rstest]
+#[case::new(
+    "HorizontalPodAutoscaler",
+    None,
+    MetricsApiState::Ours,
+    "ScalingActive=False/HorizontalPodAutoscalerStarting",
+    "not read its metric"
+)]
+#[case::working(
+    "HorizontalPodAutoscaler",
+    Some(hpa("True", "ValidMetricFound")),
+    MetricsApiState::Ours,
+    "ScalingActive=True/HorizontalPodAutoscaler",
+    "1 to 4 workers"
+)]
+#[case::without_a_value(
+    "HorizontalPodAutoscaler",
+    Some(hpa("False", "FailedGetObjectMetric")),
+    MetricsApiState::Ours,
+    "ScalingActive=False/HorizontalPodAutoscalerFailed",
+    "FailedGetObjectMetric: the HPA's own words"
+)]
+#[case::an_adapter_that_does_not_help(
+    "HorizontalPodAutoscaler",
+    Some(hpa("False", "FailedGetObjectMetric")),
+    adapter(),
+    "ScalingActive=False/MetricsAPIOwnedByOther",
+    "Service monitoring/prometheus-adapter"
+)]
+#[case::an_adapter_that_helps(
+    "HorizontalPodAutoscaler",
+    Some(hpa("True", "ValidMetricFound")),
+    adapter(),
+    "ScalingActive=True/HorizontalPodAutoscaler",
+    "1 to 4 workers"
+)]
+#[case::no_rights("HorizontalPodAutoscaler", None, MetricsApiState::Failed("forbidden".into()), "ScalingActive=False/MetricsAPIFailed", "forbidden")]
+#[case::keda(
+    "External",
+    None,
+    MetricsApiState::NotWanted,
+    "ScalingActive=False/ScaledExternally",
+    "owner of the scale subresource"
+)]
+fn scaling_active_says_whether_the_size_follows_the_load(
+    #[case] mode: &str,
+    #[case] hpa: Option<HorizontalPodAutoscaler>,
+    #[case] metrics_api: MetricsApiState,
+    #[case] expected: &str,
+    #[case] word: &str,
+) {
+    let mut object = imagegen(2);
+    let scaling = match mode {
+        "External" => json!({"mode": mode}),
+        _ => json!({"mode": mode, "maxReplicas": 4}),
+    };
+    object.spec.autoscaling = serde_json::from_value(scaling).expect("an autoscaling spec");
+    let status = see(&object, &Fleet { hpa, metrics_api, ..fleet([2, 2, 2, 2]) });
+    assert_eq!(shown(&status, &["ScalingActive", "Ready"]), [expected, "Ready=True/AllWorkersReady"]);
+    assert!(message(&status, "ScalingActive").contains(word), "{}", message(&status, "ScalingActive"));
 }

@@ -3,7 +3,7 @@
 use imagegen_core::allocator::{Allocator, AllocatorChoice, Strategy};
 
 use crate::{
-    crd::{AllocatorStrategy, Bucket, Device, Duration, ImageGenSpec, Origin, Precision, SizePolicy},
+    crd::{AllocatorStrategy, Bucket, Device, Duration, ImageGenSpec, Origin, Precision, SizePolicy, VaeTiling},
     reconcile::types::{Setting, WorkerSetting},
 };
 
@@ -96,7 +96,10 @@ pub(super) fn resolve(spec: &ImageGenSpec, allocator: Option<&Setting<Allocator>
             "IMAGEGEN_DEFAULT_GUIDANCE_SCALE",
             defaults.guidance_scale.map(|scale| scale.to_string()),
         ),
+        // auto is what the worker does by itself.
+        ("profile", "IMAGEGEN_PROFILE", worker.profile.clone().filter(|profile| profile != "auto")),
         ("buckets", "IMAGEGEN_BUCKETS", worker.buckets.as_deref().map(buckets)),
+        ("vaeTiling", "IMAGEGEN_VAE_TILING", worker.vae_tiling.map(|tiling| vae_tiling(tiling).to_owned())),
         ("maxPixels", "IMAGEGEN_MAX_PIXELS", worker.max_pixels.map(|n| n.to_string())),
         ("maxSteps", "IMAGEGEN_MAX_STEPS", worker.max_steps.map(|n| n.to_string())),
         (
@@ -137,6 +140,14 @@ fn precision_text(precision: Precision) -> &'static str {
         Precision::Float32 => "float32",
         Precision::BFloat16 => "bfloat16",
         Precision::Float8 => "float8",
+    }
+}
+
+fn vae_tiling(tiling: VaeTiling) -> &'static str {
+    match tiling {
+        VaeTiling::Auto => "auto",
+        VaeTiling::Always => "always",
+        VaeTiling::Never => "never",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::refuse;
 use crate::{
-    crd::{AutoscalingMode, ImageGenSpec, Precision, Reason, Residency, TextEncoderWeights, VaeTiling},
+    crd::{AutoscalingMode, ImageGenSpec, Precision, Reason, Residency, TextEncoderWeights},
     reconcile::types::Refusal,
 };
 
@@ -11,8 +11,7 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let worker = &spec.worker;
     let autoscaling = spec.autoscaling.as_ref();
     let text_encoder = worker.text_encoder.as_ref();
-    let mode = autoscaling.map(|a| a.mode).filter(|mode| *mode != AutoscalingMode::Disabled);
-    let profile = worker.profile.as_deref().filter(|profile| *profile != "auto");
+    let operator_mode = autoscaling.is_some_and(|a| a.mode == AutoscalingMode::Operator);
     let residency = text_encoder.and_then(|t| t.residency).filter(|residency| *residency == Residency::Offloaded);
     let weights = text_encoder.and_then(|t| t.weights);
     let small_weights = weights.filter(|weights| *weights != TextEncoderWeights::BFloat16);
@@ -31,11 +30,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "Float8 is not there yet: use BFloat16 or Float32".into(),
         ),
         (
-            profile.is_some(),
-            "worker.profile",
-            format!("GPU profiles are not there yet (found {:?}): leave the field out or set auto", profile.unwrap_or_default()),
-        ),
-        (
             worker.gpu.as_ref().is_some_and(|gpu| gpu.claim.is_some()),
             "worker.gpu.claim",
             "dynamic resource allocation is not there yet: use worker.gpu.resource with the resource of a device plugin".into(),
@@ -49,11 +43,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             worker.queue.as_ref().is_some_and(|queue| queue.max_holdup.is_some()),
             "worker.queue.maxHoldup",
             "suspending a big image for small ones is not there yet: leave the field out".into(),
-        ),
-        (
-            worker.vae_tiling == Some(VaeTiling::Always),
-            "worker.vaeTiling",
-            "tiled decoding is not there yet: leave the field out, or set Auto or Never".into(),
         ),
         (
             residency.is_some(),
@@ -76,12 +65,9 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "trimming the allocator's pool is not there yet: leave the field out".into(),
         ),
         (
-            mode.is_some(),
+            operator_mode,
             "autoscaling.mode",
-            format!(
-                "{} is not there yet: set mode: Disabled and use spec.replicas or kubectl scale",
-                mode.map_or_else(String::new, |mode| mode.to_string())
-            ),
+            "Operator is not there yet: set mode: HorizontalPodAutoscaler or External, or Disabled and use spec.replicas".into(),
         ),
         (
             autoscaling.is_some_and(|a| a.scale_to_zero.is_some()),
@@ -92,11 +78,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             spec.recycle.is_some(),
             "recycle",
             "recycling workers is not there yet: leave the field out; kubectl rollout restart of the Deployment replaces them".into(),
-        ),
-        (
-            spec.rollout.on_failure.is_some(),
-            "rollout.onFailure",
-            "acting on a failed rollout is not there yet: leave the field out; the rollout then stops with the workers that still answer, and says so".into(),
         ),
     ];
     let suspended = spec.suspend == Some(true);

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use super::ConfigFile;
 use crate::LoadError;
 
+/// Of Z-Image's VAE. diffusers falls back to 32, where a tile knows next to nothing of its picture.
+const DEFAULT_SAMPLE_SIZE: i64 = 1024;
+
 /// Fields of AutoencoderKL that its decoder uses, named as in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct VaeConfig {
@@ -19,6 +22,8 @@ pub(crate) struct VaeConfig {
     pub(crate) shift_factor: f64,
     pub(crate) use_post_quant_conv: bool,
     pub(crate) mid_block_add_attention: bool,
+    /// Pixels on a side of a tile.
+    pub(crate) sample_size: i64,
 }
 
 impl VaeConfig {
@@ -38,6 +43,11 @@ impl VaeConfig {
             shift_factor: file.number("shift_factor")?,
             use_post_quant_conv: file.flag("use_post_quant_conv")?,
             mid_block_add_attention: file.flag("mid_block_add_attention")?,
+            sample_size: if file.get("sample_size").is_some() {
+                file.size("sample_size")?
+            } else {
+                DEFAULT_SAMPLE_SIZE
+            },
         };
         if config.scaling_factor == 0.0 {
             return Err(file.invalid("scaling_factor", "a number other than 0"));

@@ -1,10 +1,11 @@
 //! Images that are being made together, and what their steps need.
 
+use imagegen_core::engine::{EngineError, Stage};
 use imagegen_core::spec::{Guidance, Size};
 use tch::Tensor;
 
 use crate::guidance::BatchGuidance;
-use crate::scheduler::Schedule;
+use crate::scheduler::{History, Schedule};
 use crate::shim::ShimError;
 use crate::shim::cuda::{Cuda, Event};
 use crate::transformer::{Conditioning, Grid, Modulations, Transformer};
@@ -16,6 +17,8 @@ pub struct TorchBatch {
     /// `[B, latent_channels, h, w]`, float32.
     pub(crate) latents: Tensor,
     pub(super) schedule: Schedule,
+    /// What the schedule remembers of the steps done.
+    pub(super) history: History,
     pub(super) grid: Grid,
     pub(super) steps_done: usize,
     /// Made by the first step, and again by the first one after it was dropped.
@@ -54,17 +57,27 @@ pub(super) enum Pace {
 }
 
 impl TorchBatch {
-    pub(super) const fn new(images: Vec<Image>, latents: Tensor, schedule: Schedule, grid: Grid, pace: Pace) -> Self {
-        Self { images, latents, schedule, grid, steps_done: 0, prepared: None, pace }
+    pub(super) fn new(images: Vec<Image>, latents: Tensor, schedule: Schedule, grid: Grid, pace: Pace) -> Self {
+        Self { images, latents, schedule, history: History::default(), grid, steps_done: 0, prepared: None, pace }
     }
 
-    /// Latents after one more step.
-    pub(super) fn advanced(&mut self, transformer: &Transformer) -> Tensor {
-        let Self { images, latents, schedule, grid, steps_done: step, prepared, .. } = self;
+    /// Size of the picture of image `index`.
+    pub(super) fn size(&self, index: usize) -> Result<Size, EngineError> {
+        self.images.get(index).map(|image| image.size).ok_or_else(|| EngineError::Failed {
+            stage: Stage::Vae,
+            detail: format!("image {index} of a batch of {}", self.images.len()),
+        })
+    }
+
+    /// Latents and history after one more step.
+    pub(super) fn advanced(&mut self, transformer: &Transformer) -> (Tensor, History) {
+        let Self { images, latents, schedule, history, grid, steps_done, prepared, .. } = self;
         let prepared =
             prepared.get_or_insert_with(|| Prepared::new(images, schedule, *grid, latents.device(), transformer));
-        let output = prepared.forward(transformer, latents, *step);
-        schedule.advance(latents, &output.to_kind(tch::Kind::Float), *step)
+        let model = |latents: &Tensor, step: usize| {
+            prepared.forward(transformer, latents, step).to_kind(tch::Kind::Float)
+        };
+        schedule.advance(latents, history, *steps_done, &model)
     }
 
     /// Drops what [`Self::advanced`] can make again.
@@ -76,7 +89,8 @@ impl TorchBatch {
     pub(super) fn keep(&mut self, indices: &[usize]) {
         let rows: Vec<i64> = indices.iter().map(|&index| i64::try_from(index).unwrap_or(i64::MAX)).collect();
         let rows = Tensor::from_slice(&rows).to_device(self.latents.device());
-        self.latents = self.latents.index_select(0, &rows);
+        let select = |tensor: &Tensor| tensor.index_select(0, &rows);
+        (self.latents, self.history) = (select(&self.latents), self.history.map(select));
         self.images = indices.iter().map(|&index| self.images[index].shallow_clone()).collect();
         self.forget();
     }
@@ -84,13 +98,15 @@ impl TorchBatch {
     /// The images one by one. Takes no memory: the parts are views of the same latents.
     pub(super) fn split(mut self) -> Vec<Self> {
         self.forget();
-        let parts = self.latents.split(1, 0);
-        let alone = |(image, latents)| Self {
-            steps_done: self.steps_done,
-            pace: self.pace.fresh(),
-            ..Self::new(vec![image], latents, self.schedule.clone(), self.grid, Pace::Immediate)
+        let alone = |(index, image)| {
+            let part = |tensor: &Tensor| tensor.narrow(0, index, 1);
+            Self {
+                history: self.history.map(part),
+                steps_done: self.steps_done,
+                ..Self::new(vec![image], part(&self.latents), self.schedule.clone(), self.grid, self.pace.fresh())
+            }
         };
-        self.images.into_iter().zip(parts).map(alone).collect()
+        (0..).zip(self.images).map(alone).collect()
     }
 }
 

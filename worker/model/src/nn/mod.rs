@@ -8,4 +8,4 @@ mod norm;
 pub(crate) use attention::{Lengths, attend};
 pub(crate) use conv::{Conv, channels_last};
 pub(crate) use linear::Linear;
-pub(crate) use norm::{GroupNorm, inverse_rms, rms_norm};
+pub(crate) use norm::{GroupNorm, Statistics, inverse_rms, rms_norm};

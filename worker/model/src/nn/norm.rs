@@ -1,5 +1,8 @@
 //! Norms.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
 use tch::{Kind, Tensor};
 
 /// `1 / sqrt(mean(x²) + eps)` over the last dimension, kept with size 1, in float32.
@@ -35,7 +38,40 @@ impl GroupNorm {
     /// Of the VAE's norms, all of which have the same.
     const EPS: f64 = 1e-6;
 
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), Self::EPS, true)
+    /// With statistics of `x` or, where `statistics` has some, of what they were noted from.
+    pub(crate) fn forward(&self, x: &Tensor, statistics: &Statistics) -> Tensor {
+        match statistics {
+            Statistics::Own => x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), Self::EPS, true),
+            Statistics::Noted(noted) => {
+                noted.borrow_mut().push(self.scale_and_shift(x));
+                self.forward(x, &Statistics::Own)
+            }
+            Statistics::Shared { noted, next } => {
+                let (scale, shift) = &noted[next.replace(next.get() + 1)];
+                shift.to_kind(x.kind()).addcmul(x, &scale.to_kind(x.kind()))
+            }
+        }
     }
+
+    /// What the norm does to each channel of one image, `[1, C, 1, 1]` in float32.
+    fn scale_and_shift(&self, x: &Tensor) -> (Tensor, Tensor) {
+        let channels = self.weight.size()[0];
+        let groups = x.to_kind(Kind::Float).reshape([self.groups, -1]);
+        let (variance, mean) = groups.var_mean_dim([1].as_slice(), false, true);
+        let per_channel = |x: Tensor| x.expand([self.groups, channels / self.groups], false).reshape([channels]);
+        let scale = per_channel((variance + Self::EPS).rsqrt()) * self.weight.to_kind(Kind::Float);
+        let shift = self.bias.to_kind(Kind::Float) - per_channel(mean) * &scale;
+        (scale.view([1, -1, 1, 1]), shift.view([1, -1, 1, 1]))
+    }
+}
+
+/// Where the group norms of one pass through a network have their mean and variance from.
+#[derive(Debug)]
+pub(crate) enum Statistics {
+    /// Their input.
+    Own,
+    /// Their input, noted for [`Self::Shared`]. One image a pass.
+    Noted(RefCell<Vec<(Tensor, Tensor)>>),
+    /// Another pass through the same network: scale and shift of each norm in turn.
+    Shared { noted: Rc<[(Tensor, Tensor)]>, next: Cell<usize> },
 }

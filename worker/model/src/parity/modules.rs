@@ -1,5 +1,6 @@
 //! Module by module, float32 on the CPU.
 
+use imagegen_core::spec::SchedulerKind;
 use tch::{Kind, Tensor};
 
 use super::{Fixture, MODULE_TOLERANCE};
@@ -30,7 +31,7 @@ fn schedules() {
     for fixture in Fixture::both() {
         let config = fixture.checkpoint().scheduler;
         for steps in fixture.names("schedule", "sigmas") {
-            let schedule = Schedule::new(config, steps.parse().unwrap());
+            let schedule = Schedule::new(config, SchedulerKind::FlowMatchEuler, steps.parse().unwrap());
             fixture.assert_close(&format!("schedule.{steps}.sigmas"), &Tensor::from_slice(&schedule.sigmas), 1e-6);
             fixture.assert_close(&format!("schedule.{steps}.times"), &Tensor::from_slice(&schedule.model_times), 1e-6);
         }

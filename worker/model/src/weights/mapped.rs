@@ -42,6 +42,7 @@ impl Mapped {
         &self.path
     }
 
+    /// All names, in the order of the file.
     pub(crate) fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }

@@ -1,6 +1,7 @@
 //! Tensors by name, out of memory-mapped safetensors files.
 
 mod mapped;
+mod rewrite;
 mod shards;
 
 use std::collections::HashSet;

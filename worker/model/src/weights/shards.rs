@@ -63,6 +63,10 @@ impl Shards {
         Self { source: PathBuf::new(), files: Vec::new(), file_of: HashMap::new(), random: true }
     }
 
+    pub(super) fn files(&self) -> &[Mapped] {
+        &self.files
+    }
+
     /// Whether a tensor of this name is there.
     pub(crate) fn contains(&self, key: &str) -> bool {
         self.file_of.contains_key(key)
@@ -87,11 +91,8 @@ impl Shards {
             return Err(LoadError::MissingTensor { path, key, expected: shape.to_vec() });
         };
         let (path, key) = (file.path(), key.to_owned());
-        let kind = match info.dtype {
-            Dtype::F32 => Kind::Float,
-            Dtype::BF16 => Kind::BFloat16,
-            Dtype::F16 => Kind::Half,
-            other => return Err(LoadError::Dtype { path: path.to_owned(), key, found: format!("{other:?}") }),
+        let Some(kind) = kind_of(info.dtype) else {
+            return Err(LoadError::Dtype { path: path.to_owned(), key, found: format!("{:?}", info.dtype) });
         };
         let found = dims(&info.shape);
         if found != shape {
@@ -105,6 +106,16 @@ impl Shards {
         let file = &self.files[self.file_of[key]];
         let found = file.info(key).map(|info| dims(&info.shape)).unwrap_or_default();
         LoadError::ExtraTensor { path: file.path().to_owned(), key: key.to_owned(), found, model }
+    }
+}
+
+/// Floating-point types that can be converted.
+pub(super) const fn kind_of(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::F32 => Some(Kind::Float),
+        Dtype::BF16 => Some(Kind::BFloat16),
+        Dtype::F16 => Some(Kind::Half),
+        _ => None,
     }
 }
 

@@ -1,6 +1,9 @@
 //! The demo checkpoint: its pictures are the emoji that the prompts name, as often as the reference's are.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail loudly too")]
 
+mod preview;
+mod tiling;
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -54,8 +57,8 @@ fn nearest(picture: &RgbImage, renders: &[Vec<f32>]) -> usize {
     (0..renders.len()).min_by(|&a, &b| distance(&renders[a]).total_cmp(&distance(&renders[b]))).unwrap()
 }
 
-fn spec(prompt: &str, seed: u32) -> ImageSpec {
-    let size = Size { width: 128, height: 128 };
+fn spec(prompt: &str, seed: u32, side: u32, scheduler: SchedulerKind) -> ImageSpec {
+    let size = Size { width: side, height: side };
     ImageSpec {
         prompt: prompt.to_owned(),
         negative_prompt: String::new(),
@@ -64,28 +67,31 @@ fn spec(prompt: &str, seed: u32) -> ImageSpec {
         steps: 8,
         guidance: Guidance::OFF,
         seed,
-        scheduler: SchedulerKind::FlowMatchEuler,
+        scheduler,
     }
 }
 
-/// Percent of the prompts whose picture is nearest to the right emoji, here and in the reference.
+fn options() -> LoadOptions {
+    LoadOptions { threads: NonZeroUsize::new(1), ..LoadOptions::new(tests().join("models/emoji-zimage")) }
+}
+
+/// Percent of the first `prompts` prompts whose picture is nearest to the right emoji, here and, of all, in the reference.
 ///
 /// One thread for libtorch: the two languages run side by side, and threads that wait for each other are slow on a busy
 /// machine.
-fn retrieval(language: &str) -> (f64, f64) {
+fn retrieval(language: &str, scheduler: SchedulerKind, prompts: usize) -> (f64, f64) {
     let reference = json("fixtures/retrieval.json");
     let first_seed = reference["first_seed"].as_u64().unwrap();
-    let (prompts, renders) = (json("models/prompts.json"), renders());
-    let prompts = prompts.as_array().unwrap();
-    assert_eq!(reference["prompts"], prompts.len());
-    let options =
-        LoadOptions { threads: NonZeroUsize::new(1), ..LoadOptions::new(tests().join("models/emoji-zimage")) };
-    let mut engine = TorchEngine::load(&options, &mut |_| {}).unwrap();
+    let (all, renders) = (json("models/prompts.json"), renders());
+    let all = all.as_array().unwrap();
+    assert_eq!(reference["prompts"], all.len());
+    let prompts = &all[..prompts.min(all.len())];
+    let mut engine = TorchEngine::load(&options(), &mut |_| {}).unwrap();
     let mut correct = 0;
     for (chunk, rows) in prompts.chunks(BATCH).enumerate() {
         let spec_of = |(index, row): (usize, &Value)| {
             let seed = first_seed + (chunk * BATCH + index) as u64;
-            spec(row[language].as_str().unwrap(), u32::try_from(seed).unwrap())
+            spec(row[language].as_str().unwrap(), u32::try_from(seed).unwrap(), 128, scheduler)
         };
         let specs: Vec<ImageSpec> = rows.iter().enumerate().map(spec_of).collect();
         let mut batch = engine.begin(&specs).unwrap();
@@ -97,18 +103,28 @@ fn retrieval(language: &str) -> (f64, f64) {
             correct += usize::from(nearest(&picture, &renders) as u64 == row["row"].as_u64().unwrap());
         }
     }
-    let percent = |count: f64| 100.0 * count / prompts.len() as f64;
-    (percent(correct as f64), percent(reference[language]["correct"].as_f64().unwrap()))
+    let percent = |count: f64, of: usize| 100.0 * count / of as f64;
+    (percent(correct as f64, prompts.len()), percent(reference[language]["correct"].as_f64().unwrap(), all.len()))
 }
 
 #[test]
 fn english_names_give_their_emoji_as_often_as_in_diffusers() {
-    let (found, expected) = retrieval("en");
+    let (found, expected) = retrieval("en", SchedulerKind::FlowMatchEuler, usize::MAX);
     assert!(found >= expected - 1.0, "{found:.1} % right, {expected:.1} % in diffusers");
 }
 
 #[test]
 fn chinese_names_give_their_emoji_as_often_as_in_diffusers() {
-    let (found, expected) = retrieval("zh");
+    let (found, expected) = retrieval("zh", SchedulerKind::FlowMatchEuler, usize::MAX);
     assert!(found >= expected - 1.0, "{found:.1} % right, {expected:.1} % in diffusers");
+}
+
+#[test]
+fn every_other_scheduler_draws_the_emoji_too() {
+    use SchedulerKind::{Deis, DpmSolverPlusPlus, Heun, UniPc};
+    for scheduler in [UniPc, Deis, DpmSolverPlusPlus, Heun] {
+        let (found, expected) = retrieval("en", scheduler, BATCH);
+        println!("{scheduler}: {found:.1} % right");
+        assert!(found >= expected - 7.0, "{scheduler}: {found:.1} % right, {expected:.1} % with Euler in diffusers");
+    }
 }

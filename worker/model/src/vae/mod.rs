@@ -4,11 +4,17 @@
 //! `AutoencoderKL._decode`, `models/unets/unet_2d_blocks.py` `UNetMidBlock2D` and `UpDecoderBlock2D`, `models/resnet.py`
 //! `ResnetBlock2D`, `models/upsampling.py` `Upsample2D`, `models/attention_processor.py` `AttnProcessor2_0`.
 
+mod tiles;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
 use tch::{Kind, Tensor};
 
+use self::tiles::Tiles;
 use crate::LoadError;
 use crate::config::VaeConfig;
-use crate::nn::{Conv, GroupNorm, Lengths, Linear, attend, channels_last};
+use crate::nn::{Conv, GroupNorm, Lengths, Linear, Statistics, attend, channels_last};
 use crate::weights::Weights;
 
 /// The decoder of `AutoencoderKL`.
@@ -24,6 +30,7 @@ pub(crate) struct VaeDecoder {
     conv_norm_out: GroupNorm,
     conv_out: Conv,
     kind: Kind,
+    tiles: Tiles,
 }
 
 /// `UpDecoderBlock2D`.
@@ -85,6 +92,7 @@ impl VaeDecoder {
             conv_norm_out: weights.group_norm("decoder.conv_norm_out", groups, narrowest)?,
             conv_out: weights.conv("decoder.conv_out", narrowest, config.out_channels, 3)?,
             kind: weights.kind(),
+            tiles: Tiles::new(config),
         })
     }
 
@@ -94,36 +102,74 @@ impl VaeDecoder {
         unread || (!config.use_post_quant_conv && name.starts_with("post_quant_conv."))
     }
 
-    /// Bytes of red, green and blue, `[H, W, 3]` on the device, of latents as the denoising leaves them.
+    /// Bytes of red, green and blue, `[H, W, 3]` on the device, of latents as the denoising leaves them; `in_tiles` where they
+    /// are larger than one tile.
     ///
     /// # Shapes
     /// `[1, latent_channels, h, w]`.
     ///
     /// Source: diffusers 0.42.1 `pipelines/z_image/pipeline_z_image.py` `__call__`, `image_processor.py`
     /// `VaeImageProcessor.denormalize`, `.pt_to_numpy`, `.numpy_to_pil`: clamped in the VAE's type, rounded half to even.
-    pub(crate) fn pixels(&self, latents: &Tensor) -> Tensor {
-        let latents = latents.to_kind(self.kind) / self.scaling_factor + self.shift_factor;
-        let decoded = (self.decode(&latents) * 0.5 + 0.5).clamp_(0.0, 1.0);
-        let bytes = (decoded.to_kind(Kind::Float) * 255.0).round().to_kind(Kind::Uint8);
+    pub(crate) fn pixels(&self, latents: &Tensor, in_tiles: bool) -> Tensor {
+        let bytes = (self.picture(latents, in_tiles) * 255.0).round().to_kind(Kind::Uint8);
         bytes.squeeze_dim(0).permute([1, 2, 0])
+    }
+
+    /// Red, green and blue from 0 to 1, `[1, 3, H, W]` in float32.
+    pub(crate) fn picture(&self, latents: &Tensor, in_tiles: bool) -> Tensor {
+        let latents = latents.to_kind(self.kind) / self.scaling_factor + self.shift_factor;
+        let decoded = if in_tiles { self.decode_in_tiles(&latents) } else { self.decode(&latents) };
+        (decoded * 0.5 + 0.5).clamp_(0.0, 1.0).to_kind(Kind::Float)
+    }
+
+    /// As [`Self::decode`], tile by tile where the latents are larger than one tile. One image.
+    ///
+    /// Tiles differ from the whole mostly because each has group norms of its own. So the norms get mean and variance from a
+    /// decode of the whole picture first, at one tile's size. diffusers does not; with [`Self::decode_in_plain_tiles`] the
+    /// demo checkpoint's tiles show.
+    pub(crate) fn decode_in_tiles(&self, latents: &Tensor) -> Tensor {
+        if !self.tiles.splits(latents) {
+            return self.decode(latents);
+        }
+        let noted = Statistics::Noted(RefCell::default());
+        drop(self.decode_with(&self.tiles.overview(latents), &noted));
+        let Statistics::Noted(noted) = noted else { unreachable!("it was made above") };
+        let noted: Rc<[_]> = noted.into_inner().into();
+        self.tiles.decode(latents, |tile| {
+            self.decode_with(tile, &Statistics::Shared { noted: Rc::clone(&noted), next: Cell::new(0) })
+        })
+    }
+
+    /// As diffusers' `AutoencoderKL.tiled_decode`.
+    #[cfg(test)]
+    pub(crate) fn decode_in_plain_tiles(&self, latents: &Tensor) -> Tensor {
+        if self.tiles.splits(latents) {
+            self.tiles.decode(latents, |tile| self.decode(tile))
+        } else {
+            self.decode(latents)
+        }
     }
 
     /// `[B, latent_channels, h, w]` to `[B, 3, h * scale, w * scale]`, about -1 to 1.
     pub(crate) fn decode(&self, latents: &Tensor) -> Tensor {
+        self.decode_with(latents, &Statistics::Own)
+    }
+
+    fn decode_with(&self, latents: &Tensor, statistics: &Statistics) -> Tensor {
         let mut x = channels_last(latents);
         if let Some(conv) = &self.post_quant_conv {
             x = conv.forward(&x);
         }
         x = self.conv_in.forward(&x);
-        x = self.mid_resnets[0].forward(&x);
+        x = self.mid_resnets[0].forward(&x, statistics);
         if let Some(attention) = &self.mid_attention {
-            x = attention.forward(&x);
+            x = attention.forward(&x, statistics);
         }
-        x = self.mid_resnets[1].forward(&x);
+        x = self.mid_resnets[1].forward(&x, statistics);
         for block in &self.up_blocks {
-            x = block.forward(x);
+            x = block.forward(x, statistics);
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&x).silu_())
+        self.conv_out.forward(&self.conv_norm_out.forward(&x, statistics).silu_())
     }
 }
 
@@ -147,9 +193,9 @@ impl UpBlock {
         Ok(Self { resnets, upsampler })
     }
 
-    fn forward(&self, mut x: Tensor) -> Tensor {
+    fn forward(&self, mut x: Tensor, statistics: &Statistics) -> Tensor {
         for resnet in &self.resnets {
-            x = resnet.forward(&x);
+            x = resnet.forward(&x, statistics);
         }
         match &self.upsampler {
             None => x,
@@ -177,9 +223,9 @@ impl Resnet {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let hidden = self.conv1.forward(&self.norm1.forward(x).silu_());
-        let mut hidden = self.conv2.forward(&self.norm2.forward(&hidden).silu_());
+    fn forward(&self, x: &Tensor, statistics: &Statistics) -> Tensor {
+        let hidden = self.conv1.forward(&self.norm1.forward(x, statistics).silu_());
+        let mut hidden = self.conv2.forward(&self.norm2.forward(&hidden, statistics).silu_());
         match &self.conv_shortcut {
             None => hidden += x,
             Some(conv) => hidden += conv.forward(x),
@@ -199,9 +245,9 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
+    fn forward(&self, x: &Tensor, statistics: &Statistics) -> Tensor {
         let (batch, channels, height, width) = x.size4().expect("images have four dimensions");
-        let tokens = self.group_norm.forward(x).permute([0, 2, 3, 1]).reshape([-1, channels]);
+        let tokens = self.group_norm.forward(x, statistics).permute([0, 2, 3, 1]).reshape([-1, channels]);
         let qkv = self.to_qkv.forward(&tokens).view([-1, 3, 1, channels]);
         let lengths = Lengths::new(vec![height * width; usize::try_from(batch).unwrap_or(1)]);
         let attended = attend(&qkv.select(1, 0), &qkv.select(1, 1), &qkv.select(1, 2), &lengths, false);
