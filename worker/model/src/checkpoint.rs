@@ -91,22 +91,23 @@ impl Checkpoint {
         let _sequence = options.random_weights.then(random::start);
         let (kind, vae_kind) = (options.precision.kind(), options.vae_precision.unwrap_or(options.precision).kind());
         let device = options.device.tch();
-        let (networks, tallies) = configs.networks(&weight_files(options), device, |text_encoder, transformer, vae| {
-            let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
-            let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
-            let mut loaded_bytes = 0;
-            let mut on_read = |bytes: u64| {
-                loaded_bytes += bytes;
-                progress(LoadProgress { loaded_bytes, total_bytes });
-            };
-            on_read(0);
-            let networks = (
-                text_encoder.read(device, kind, &mut on_read)?,
-                transformer.read(device, kind, &mut on_read)?,
-                vae.read(device, vae_kind, &mut on_read)?,
-            );
-            Ok((networks, tallies))
-        })?;
+        let (networks, tallies) =
+            configs.networks(&weight_files(options), device, |text_encoder, transformer, vae| {
+                let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
+                let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
+                let mut loaded_bytes = 0;
+                let mut on_read = |bytes: u64| {
+                    loaded_bytes += bytes;
+                    progress(LoadProgress { loaded_bytes, total_bytes });
+                };
+                on_read(0);
+                let networks = (
+                    text_encoder.read(device, kind, &mut on_read)?,
+                    transformer.read(device, kind, &mut on_read)?,
+                    vae.read(device, vae_kind, &mut on_read)?,
+                );
+                Ok((networks, tallies))
+            })?;
         let (text_encoder, transformer, vae) = networks;
         Ok(Self {
             pipeline,

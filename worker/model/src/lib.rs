@@ -24,8 +24,8 @@ mod nn;
 mod noise;
 #[cfg(test)]
 mod parity;
-mod random;
 mod preview;
+mod random;
 mod scheduler;
 pub mod shim;
 mod text_encoder;

@@ -74,9 +74,8 @@ impl TorchBatch {
         let Self { images, latents, schedule, history, grid, steps_done, prepared, .. } = self;
         let prepared =
             prepared.get_or_insert_with(|| Prepared::new(images, schedule, *grid, latents.device(), transformer));
-        let model = |latents: &Tensor, step: usize| {
-            prepared.forward(transformer, latents, step).to_kind(tch::Kind::Float)
-        };
+        let model =
+            |latents: &Tensor, step: usize| prepared.forward(transformer, latents, step).to_kind(tch::Kind::Float);
         schedule.advance(latents, history, *steps_done, &model)
     }
 
