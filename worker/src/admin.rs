@@ -3,8 +3,10 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
+use imagegen_core::engine::AllocatorStats;
 use imagegen_proto::v1::{
-    DrainReply, DrainRequest, ResumeReply, ResumeRequest, WatchReportRequest, WorkerReport, WorkerState,
+    AllocatorSnapshotReply, AllocatorSnapshotRequest, DrainReply, DrainRequest, GpuReport, MemoryReport, RefusedWork,
+    ResumeReply, ResumeRequest, TrimReply, TrimRequest, WatchReportRequest, WorkerReport, WorkerState,
     admin_service_server::AdminService,
 };
 use tokio::{
@@ -17,7 +19,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::{info, warn};
 
 use crate::{
-    dispatcher::Dispatcher,
+    dispatcher::{Dispatcher, Numbers},
+    gpu::GpuSample,
     snapshot::{Phase, Snapshot},
 };
 
@@ -40,6 +43,8 @@ pub(crate) struct Admin {
     /// Of drains that end the process; there is one at most.
     pub(crate) exits: mpsc::Sender<Exit>,
     pub(crate) stop: CancellationToken,
+    /// The card, where the worker runs on one.
+    pub(crate) gpu: Option<watch::Receiver<Arc<GpuSample>>>,
 }
 
 type ReportStream = Pin<Box<dyn Stream<Item = Result<WorkerReport, Status>> + Send>>;
@@ -93,6 +98,46 @@ impl AdminService for Admin {
         info!(drain_id = id, "Serving again, because the operator asks.");
         Ok(Response::new(ResumeReply {}))
     }
+
+    async fn trim(&self, _request: Request<TrimRequest>) -> Result<Response<TrimReply>, Status> {
+        self.dispatcher.model()?;
+        let trimmed = self.dispatcher.trim();
+        let trimmed = tokio::select! {
+            () = self.stop.cancelled() => return Err(Status::unavailable("the worker is ending")),
+            trimmed = trimmed => trimmed.map_err(|_| Status::unavailable("the worker is ending"))?,
+        };
+        info!(
+            before_bytes = trimmed.before_bytes,
+            after_bytes = trimmed.after_bytes,
+            "Trimmed, because the operator asks."
+        );
+        let (reserved_before_bytes, reserved_after_bytes) = (trimmed.before_bytes, trimmed.after_bytes);
+        Ok(Response::new(TrimReply { reserved_before_bytes, reserved_after_bytes }))
+    }
+
+    async fn allocator_snapshot(
+        &self,
+        _request: Request<AllocatorSnapshotRequest>,
+    ) -> Result<Response<AllocatorSnapshotReply>, Status> {
+        self.dispatcher.model()?;
+        let stats = self.dispatcher.numbers().allocator;
+        if stats == AllocatorStats::default() {
+            return Err(Status::unimplemented("this engine's allocator tells nothing about itself"));
+        }
+        Ok(Response::new(AllocatorSnapshotReply {
+            allocated_bytes: stats.allocated_bytes,
+            reserved_bytes: stats.reserved_bytes,
+            active_bytes: stats.active_bytes,
+            inactive_split_bytes: stats.inactive_split_bytes,
+            peak_allocated_bytes: stats.peak_allocated_bytes,
+            peak_reserved_bytes: stats.peak_reserved_bytes,
+            alloc_retries: stats.alloc_retries,
+            out_of_memory: stats.out_of_memory,
+            device_allocations: stats.device_allocations,
+            device_frees: stats.device_frees,
+            largest_free_block_bytes: stats.largest_free_block_bytes,
+        }))
+    }
 }
 
 impl Admin {
@@ -139,8 +184,59 @@ impl Admin {
             refused_total: metrics.refused_total(),
             drain_id: snapshot.drain_id.clone().unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").into(),
-            ..WorkerReport::default()
+            gpu: self.gpu.as_ref().map(|gpu| gpu_report(&gpu.borrow())),
+            ..numbers(&self.dispatcher.numbers())
         }
+    }
+}
+
+/// The card as far as it tells; what it does not tell is empty.
+fn gpu_report(sample: &GpuSample) -> GpuReport {
+    GpuReport {
+        uuid: sample.uuid.clone().unwrap_or_default(),
+        name: sample.name.clone().unwrap_or_default(),
+        temperature_celsius: sample.temperature_celsius.map_or(0.0, f64::from),
+        utilization_ratio: sample.utilization.map_or(0.0, |utilization| utilization.gpu_ratio),
+    }
+}
+
+/// The part of a report that is measured. What is not known is 0.
+fn numbers(numbers: &Numbers) -> WorkerReport {
+    let Numbers { memory, allocator, demand, no_capacity, .. } = numbers;
+    let known = |bytes: u64| if memory.device.is_known() { bytes } else { 0 };
+    let refused = numbers.refused.iter().map(|refused| RefusedWork {
+        request_key: refused.key,
+        seconds: refused.seconds,
+        age_seconds: refused.age_seconds,
+    });
+    WorkerReport {
+        memory: Some(MemoryReport {
+            usable_total_bytes: known(memory.device.usable_total_bytes),
+            used_bytes: known(memory.device.used_bytes),
+            reserved_bytes: memory.reserved_bytes,
+            allocated_bytes: memory.allocated_bytes,
+            foreign_bytes: known(memory.foreign_bytes()),
+            own_overhead_bytes: memory.own_overhead_bytes,
+            weight_bytes: memory.weight_bytes,
+            budget_bytes: known(memory.budget_bytes()),
+            headroom_bytes: known(memory.headroom_bytes()),
+            inactive_split_bytes: allocator.inactive_split_bytes,
+            largest_free_block_bytes: allocator.largest_free_block_bytes.unwrap_or_default(),
+        }),
+        memory_pressure: demand.memory_pressure,
+        wait_seconds: demand.wait_seconds,
+        backlog_seconds: demand.backlog_seconds,
+        pressure: numbers.pressure,
+        fragmentation_ratio: memory.fragmentation_ratio(),
+        pool_overhead_ratio: numbers.pool_overhead_ratio,
+        has_capacity: no_capacity.is_none(),
+        no_capacity_reason: no_capacity.map(|reason| reason.to_string()).unwrap_or_default(),
+        out_of_memory_total: numbers.out_of_memory,
+        alloc_retries_total: allocator.alloc_retries,
+        refused: refused.collect(),
+        load_seconds: numbers.load_seconds,
+        idle_seconds: numbers.idle_seconds,
+        ..WorkerReport::default()
     }
 }
 

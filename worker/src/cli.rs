@@ -242,6 +242,10 @@ pub struct ServeArgs {
     /// How long a request may wait before it is refused
     #[arg(long, env = "IMAGEGEN_QUEUE_MAX_WAIT", default_value = "120s", value_name = "DURATION", value_parser = parse_positive_duration, help_heading = "Requests")]
     pub queue_max_wait: Duration,
+    /// How long a big image may hold up a request that takes at most half as long: then it is suspended between two steps, and goes on
+    /// after it [default: 5s, or half of --queue-max-wait where that is shorter]
+    #[arg(long, env = "IMAGEGEN_QUEUE_MAX_HOLDUP", value_name = "DURATION", value_parser = parse_positive_duration, help_heading = "Requests")]
+    pub queue_max_holdup: Option<Duration>,
     /// Most pixels (width times height) of a picture
     #[arg(long, env = "IMAGEGEN_MAX_PIXELS", default_value_t = Limits::BUILT_IN.max_pixels, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Requests")]
     pub max_pixels: u64,
@@ -251,6 +255,26 @@ pub struct ServeArgs {
     /// Most images of a request
     #[arg(long, env = "IMAGEGEN_MAX_IMAGES_PER_REQUEST", default_value_t = Limits::BUILT_IN.max_images_per_request, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Requests")]
     pub max_images_per_request: u32,
+
+    /// Share of the device's memory that may be used, above 0 and at most 1; what other processes hold is taken off
+    #[arg(long, env = "IMAGEGEN_MEMORY_LIMIT_RATIO", default_value = "0.92", value_name = "RATIO", value_parser = positive_ratio, help_heading = "Memory")]
+    pub memory_limit_ratio: f64,
+    /// Time between two looks at the allocator's pool, which is trimmed only while nothing runs or waits
+    #[arg(long, env = "IMAGEGEN_TRIM_INTERVAL", default_value = "300s", value_name = "DURATION", value_parser = parse_positive_duration, help_heading = "Memory")]
+    pub trim_interval: Duration,
+    /// Pool overhead above which cached blocks are given back: (peak reserved - peak allocated) / peak reserved
+    #[arg(long, env = "IMAGEGEN_TRIM_ABOVE", default_value = "0.30", value_name = "RATIO", value_parser = positive_ratio, help_heading = "Memory")]
+    pub trim_above: f64,
+    /// Folder that keeps the measured costs of batches, so that a restart on the same device does not measure again
+    /// [default: /var/cache/imagegen where it can be written]
+    #[arg(long, env = "IMAGEGEN_TABLE_CACHE", value_name = "DIR", help_heading = "Memory")]
+    pub table_cache: Option<PathBuf>,
+    /// Memory pressure that the scaling signal is measured against, above 0 and at most 1
+    #[arg(long, env = "IMAGEGEN_TARGET_MEMORY_PRESSURE", default_value = "0.75", value_name = "RATIO", value_parser = positive_ratio, help_heading = "Memory")]
+    pub target_memory_pressure: f64,
+    /// Wait that the scaling signal is measured against
+    #[arg(long, env = "IMAGEGEN_TARGET_QUEUE_WAIT", default_value = "20s", value_name = "DURATION", value_parser = parse_positive_duration, help_heading = "Memory")]
+    pub target_queue_wait: Duration,
 
     /// How long requests may still run after SIGTERM or a drain by the operator
     #[arg(long, env = "IMAGEGEN_DRAIN_TIMEOUT", default_value = "120s", value_name = "DURATION", value_parser = parse_duration, help_heading = "Life cycle")]
@@ -329,6 +353,13 @@ pub struct GenerateArgs {
     /// Allow what must not happen in production: --engine scripted:FILE and --random-weights
     #[arg(long, env = "IMAGEGEN_DEVELOPMENT")]
     pub development: bool,
+}
+
+fn positive_ratio(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|&ratio: &f64| ratio > 0.0 && ratio <= 1.0)
+        .ok_or_else(|| format!("expected a number above 0 and at most 1, found \"{text}\""))
 }
 
 fn positive_usize(text: &str) -> Result<usize, String> {

@@ -1,6 +1,7 @@
 //! The state that asynchronous code and the engine thread share: who waits, what runs, and whether more may come.
 
 use std::{
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -9,23 +10,32 @@ use std::{
 };
 
 use imagegen_core::{
+    admission::{self, Ask, Permit},
     engine::{CountTokens, ModelInfo},
     eta::{StepTimes, Work},
-    queue::{Queue, Ticket},
+    pressure::Targets,
+    queue::{Place, Queue, Ticket},
     request::Request,
     rules::{RuleSettings, Rules},
+    table::Shape,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::signals::Numbers;
+use self::signals::Signals;
 use crate::{
-    engine_thread::{EngineEvent, JobError},
+    engine_thread::EngineEvent,
     metrics::Metrics,
     snapshot::{Phase, Snapshot},
     status::Refusal,
 };
 
 mod engine_side;
+mod outlook;
+mod signals;
+
+pub(crate) use self::engine_side::{Measured, Turn};
 
 /// How often an idle engine thread shows that it lives.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
@@ -45,15 +55,38 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Fails once nobody wants the pictures any more.
-    pub(crate) fn check(&self) -> Result<(), JobError> {
-        if self.cancelled.is_cancelled() { Err(JobError::Cancelled) } else { Ok(()) }
+    /// Whether nobody wants the pictures any more.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.is_cancelled()
     }
 
     /// Never waits: the channel has room for everything a job can tell, and a receiver that is gone wants nothing.
     pub(crate) fn tell(&self, event: EngineEvent) {
         let _ = self.events.try_send(event);
     }
+}
+
+/// Something for the engine thread to do between two batches.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Give cached blocks back, and say what is held before and after.
+    Trim(oneshot::Sender<Trimmed>),
+}
+
+/// Bytes that the allocator held before and after a trim.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trimmed {
+    pub(crate) before_bytes: u64,
+    pub(crate) after_bytes: u64,
+}
+
+/// Who asks for pictures.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// A hash of the request_id.
+    pub(crate) key: u64,
+    /// Until the caller's deadline.
+    pub(crate) left: Option<Duration>,
 }
 
 /// A place in the queue.
@@ -72,12 +105,24 @@ struct State {
     phase: Phase,
     loaded: Option<Arc<Loaded>>,
     queue: Queue<Job>,
-    running: Option<Work>,
+    /// Requests that the engine has begun, by their arrival, with what is left of them.
+    started: BTreeMap<u64, Work>,
     times: StepTimes,
+    signals: Signals,
+    commands: VecDeque<Command>,
     drain_id: Option<String>,
     is_ending: bool,
     is_stopped: bool,
     open: usize,
+}
+
+/// Settings of the queue and of the signals that follow from it.
+#[derive(Debug, Clone)]
+pub(crate) struct QueueSettings {
+    pub(crate) capacity: usize,
+    pub(crate) max_wait: Duration,
+    pub(crate) max_holdup: Duration,
+    pub(crate) targets: Targets,
 }
 
 /// Shared by everyone; see the module.
@@ -88,6 +133,7 @@ pub(crate) struct Dispatcher {
     /// Raised to end all that is admitted at that moment.
     aborts: watch::Sender<u64>,
     settings: RuleSettings,
+    targets: Targets,
     pub(crate) metrics: Metrics,
     epoch: Instant,
     last_beat_milliseconds: AtomicU64,
@@ -97,13 +143,15 @@ pub(crate) struct Dispatcher {
 pub(crate) const SHUTDOWN: &str = "shutdown";
 
 impl Dispatcher {
-    pub(crate) fn new(settings: RuleSettings, capacity: usize, max_wait: Duration, metrics: Metrics) -> Self {
+    pub(crate) fn new(settings: RuleSettings, queue: &QueueSettings, metrics: Metrics) -> Self {
         let state = State {
             phase: Phase::Loading { ratio: 0.0 },
             loaded: None,
-            queue: Queue::new(capacity, max_wait),
-            running: None,
+            queue: Queue::new(queue.capacity, queue.max_wait, queue.max_holdup),
+            started: BTreeMap::new(),
             times: StepTimes::default(),
+            signals: Signals::default(),
+            commands: VecDeque::new(),
             drain_id: None,
             is_ending: false,
             is_stopped: false,
@@ -116,6 +164,7 @@ impl Dispatcher {
             snapshot,
             aborts: watch::Sender::new(0),
             settings,
+            targets: queue.targets,
             metrics,
             epoch: Instant::now(),
             last_beat_milliseconds: AtomicU64::new(0),
@@ -132,6 +181,12 @@ impl Dispatcher {
         self.snapshot.borrow().clone()
     }
 
+    /// The numbers of the state now.
+    pub(crate) fn numbers(&self) -> Numbers {
+        let state = self.lock();
+        state.numbers(self.epoch.elapsed(), &self.targets)
+    }
+
     /// The model that is loaded, even while draining; otherwise why there is none.
     pub(crate) fn model(&self) -> Result<Arc<Loaded>, Refusal> {
         let state = self.lock();
@@ -144,44 +199,72 @@ impl Dispatcher {
     }
 
     /// Gives the request a place in the queue.
-    pub(crate) fn admit(&self, request: Arc<Request>, cancelled: CancellationToken) -> Result<Admitted, Refusal> {
-        let room = request.count as usize * (request.steps as usize + 1) + 2;
+    pub(crate) fn admit(
+        &self,
+        request: Arc<Request>,
+        caller: &Caller,
+        cancelled: CancellationToken,
+    ) -> Result<Admitted, Refusal> {
+        // Every step may be told twice: after a failed allocation an image may begin again, once.
+        let room = request.count as usize * (2 * request.steps as usize + 1) + 2;
         let (events, receiver) = mpsc::channel(room);
-        let priority = request.priority;
-        let own = Work::of(&request);
-        let job = Job { request, events, cancelled };
         let admitted = self.update(|state| {
-            if let Phase::Failed { reason } = &state.phase {
-                return Err(Refusal::Failed { reason: reason.clone() });
-            }
-            if state.drain_id.is_some() || state.is_stopped {
-                return Err(Refusal::Draining);
-            }
             let now = self.epoch.elapsed();
-            let ticket = state.queue.push(priority, now, job).map_err(|full| Refusal::QueueFull {
-                capacity: full.capacity,
-                retry: Duration::from_secs_f64(state.times.retry_seconds(state.running)),
+            let (ask, decision) = state.decide(&request, caller.left, now)?;
+            let permit = decision.map_err(|refusal| {
+                if refusal.is_for_lack_of_room() {
+                    state.signals.refused(caller.key, ask.seconds, now);
+                }
+                Refusal::Admission(refusal)
             })?;
-            let waiting = state.queue.position(ticket).unwrap_or_default();
-            let before = state.queue.iter().take(waiting).map(|job| Work::of(&job.request));
-            let eta_seconds = state.times.total_seconds(state.running.into_iter().chain(before).chain([own]));
+            let deadline = caller.left.map(|left| now + left);
+            let place = Place { priority: request.priority, deadline, total_seconds: permit.seconds };
+            let job = Job { request, events, cancelled };
+            let ticket = state.queue.push(place, now, job).map_err(|full| {
+                let retry = admission::retry(state.running_seconds());
+                Refusal::Admission(admission::Refusal::QueueFull { capacity: full.capacity, retry })
+            })?;
+            state.signals.admitted(caller.key, now);
             state.open += 1;
-            let position = waiting + usize::from(state.running.is_some());
+            self.metrics.admissions.inc();
+            let position =
+                state.queue.in_order(now).iter().position(|(other, ..)| *other == ticket).unwrap_or_default();
+            let eta_seconds = permit.wait_seconds + permit.seconds;
+            let position = position + state.started.len();
             Ok(Admitted { ticket, position, eta_seconds, events: receiver, aborts: self.aborts.subscribe() })
-        })?;
+        });
         self.work.notify_one();
-        Ok(admitted)
+        admitted
+    }
+
+    /// What [`admit`](Self::admit) would say, and what the request would cost.
+    pub(crate) fn estimate(
+        &self,
+        request: &Request,
+        left: Option<Duration>,
+    ) -> Result<(Ask, Result<Permit, admission::Refusal>), Refusal> {
+        self.lock().decide(request, left, self.epoch.elapsed())
+    }
+
+    /// Bytes that one batch of this shape is charged; 0 when that is not known.
+    pub(crate) fn bytes(&self, shape: Shape) -> u64 {
+        self.lock().signals.table.bytes(shape).unwrap_or_default()
     }
 
     /// Takes a job out of the queue, unless it runs already.
     pub(crate) fn leave_queue(&self, ticket: Ticket) {
-        self.update(|state| drop(state.queue.cancel(ticket)));
+        self.update(|state| drop(state.queue.take(ticket)));
     }
 
     /// Takes a job out of the queue that waited for as long as it may; `false` when its turn came in time.
-    pub(crate) fn leave_overdue(&self, ticket: Ticket) -> bool {
+    pub(crate) fn leave_overdue(&self, ticket: Ticket, key: u64) -> bool {
         let now = self.epoch.elapsed();
-        self.update(|state| state.queue.take_overdue(ticket, now).is_some())
+        self.update(|state| {
+            let Some(job) = state.queue.take_overdue(ticket, now) else { return false };
+            let seconds = state.times.seconds(Work::of(&job.request)).unwrap_or_default();
+            state.signals.refused(key, seconds, now);
+            true
+        })
     }
 
     /// An admitted request's streams got their end.
@@ -196,8 +279,15 @@ impl Dispatcher {
 
     /// When a client that is refused now should come again.
     pub(crate) fn retry_after(&self) -> Duration {
-        let state = self.lock();
-        Duration::from_secs_f64(state.times.retry_seconds(state.running))
+        admission::retry(self.lock().running_seconds())
+    }
+
+    /// Asks the engine thread to give cached blocks back between two batches.
+    pub(crate) fn trim(&self) -> oneshot::Receiver<Trimmed> {
+        let (reply, trimmed) = oneshot::channel();
+        self.update(|state| state.commands.push_back(Command::Trim(reply)));
+        self.work.notify_one();
+        trimmed
     }
 
     /// Stops admitting; replaces the id of a drain in force, unless the process is ending.
@@ -258,7 +348,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn beat(&self) {
+    /// The engine thread lives.
+    pub(crate) fn beat(&self) {
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_beat_milliseconds.store(now, Ordering::Relaxed);
     }
@@ -266,11 +357,12 @@ impl Dispatcher {
     fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
-        self.publish(&state);
+        self.publish(&mut state);
         result
     }
 
-    fn publish(&self, state: &State) {
+    fn publish(&self, state: &mut State) {
+        state.note_idleness(self.epoch.elapsed());
         let new = state.snapshot();
         self.snapshot.send_if_modified(|old| {
             let is_changed = *old != new;
@@ -293,9 +385,10 @@ impl State {
         Snapshot {
             phase: self.phase.clone(),
             drain_id: self.drain_id.clone(),
-            running: usize::from(self.running.is_some()),
+            running: self.started.len(),
             queued: self.queue.len(),
             open: self.open,
+            no_capacity: self.signals.no_capacity(),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     calls::Calls,
     dispatcher::{Admitted, Dispatcher},
     encode::encode,
-    engine_thread::{EngineEvent, JobError, StageSeconds},
+    engine_thread::{Done, EngineEvent, JobError},
     snapshot::Phase,
     status::Refusal,
     wire,
@@ -67,7 +67,7 @@ impl Driver {
                 event = events.recv() => event,
                 _ = aborts.changed() => None,
                 () = tokio::time::sleep_until((start + max_wait).into()), if queue_seconds.is_none() => {
-                    if self.dispatcher.leave_overdue(ticket) {
+                    if self.dispatcher.leave_overdue(ticket, wire::request_key(&self.call.id)) {
                         return Err(Refusal::QueueTimeout { waited: max_wait, retry: self.dispatcher.retry_after() });
                     }
                     // Its turn came in this very moment, or comes within the rounding of two clocks.
@@ -103,19 +103,19 @@ impl Driver {
                     encode_seconds += seconds;
                 }
                 Some(EngineEvent::Ended(result)) => {
-                    let StageSeconds { text_encoder, transformer, vae } =
-                        result.map_err(|error| self.refusal(error))?;
+                    let done = result.map_err(|error| self.refusal(error))?;
+                    let Done { text_encoder_seconds, transformer_seconds, vae_seconds, peak_bytes } = done;
                     let total_seconds = start.elapsed().as_secs_f64();
                     self.dispatcher.metrics.generated(total_seconds - queue_seconds.unwrap_or_default());
                     let timings = Timings {
                         queue_seconds: queue_seconds.unwrap_or_default(),
-                        text_encoder_seconds: text_encoder,
-                        transformer_seconds: transformer,
-                        vae_seconds: vae,
+                        text_encoder_seconds,
+                        transformer_seconds,
+                        vae_seconds,
                         encode_seconds,
                         total_seconds,
                     };
-                    return Ok(Event::Finished(Finished { timings: Some(timings), peak_bytes: 0 }));
+                    return Ok(Event::Finished(Finished { timings: Some(timings), peak_bytes }));
                 }
                 None => {
                     self.call.abandoned.cancel();
@@ -141,11 +141,11 @@ impl Driver {
         match error {
             JobError::Cancelled => Refusal::Cancelled,
             JobError::Engine(EngineError::Fatal { .. }) => Refusal::Failed { reason: error.to_string() },
-            JobError::Engine(EngineError::OutOfMemory { stage, detail }) => {
-                warn!(request_id = self.call.id, %stage, detail, "A request ran out of device memory.");
-                Refusal::OutOfMemory { stage, detail, retry: self.dispatcher.retry_after() }
+            JobError::OutOfMemory { stage, sentence } => {
+                warn!(request_id = self.call.id, %stage, sentence, "A request ran out of device memory.");
+                Refusal::OutOfMemory { stage, sentence, retry: self.dispatcher.retry_after() }
             }
-            JobError::Engine(EngineError::Failed { .. }) => self.internal(&error.to_string()),
+            JobError::Engine(error) => self.internal(&error.to_string()),
         }
     }
 

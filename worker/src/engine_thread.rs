@@ -1,9 +1,10 @@
-//! The thread that owns the engine: loads it, then makes one request after the other.
+//! The thread that owns the engine: loads it, measures what batches cost, then makes one batch after the other.
 
 use std::{
     any::Any,
     mem::ManuallyDrop,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::Arc,
     thread,
     time::Instant,
@@ -11,13 +12,22 @@ use std::{
 
 use imagegen_core::{
     engine::{Engine, EngineError, Stage},
-    eta::Work,
+    memory::ReadDeviceMemory,
     spec::RgbImage,
+    table::TableKey,
+    trim,
 };
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
-use crate::dispatcher::{Dispatcher, Job};
+use self::world::World;
+use crate::dispatcher::Dispatcher;
+
+mod group;
+mod memory;
+mod recover;
+mod warm_up;
+mod world;
 
 /// How much of the checkpoint is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +36,29 @@ pub struct LoadProgress {
     pub loaded_bytes: u64,
     /// Bytes of all files that are needed.
     pub total_bytes: u64,
+}
+
+/// Share of what is to do before serving that loading is, where a warm-up follows.
+const LOAD_SHARE: f64 = 0.9;
+
+/// What the thread needs to know besides the engine.
+pub(crate) struct Setup {
+    /// Asks the device.
+    pub(crate) device: ReadDeviceMemory,
+    /// Share of the device that may be used, 0 to 1.
+    pub(crate) limit_ratio: f64,
+    /// When cached blocks are given back.
+    pub(crate) trim: trim::Policy,
+    /// Measure what batches cost before serving; absent: nothing is known about memory, and nothing is refused for it.
+    pub(crate) warm_up: Option<WarmUp>,
+}
+
+/// How costs are measured.
+pub(crate) struct WarmUp {
+    /// Where measured costs are kept.
+    pub(crate) cache: Option<PathBuf>,
+    /// What they depend on, besides the engine and the size classes.
+    pub(crate) key: TableKey,
 }
 
 /// Why the thread ended.
@@ -52,32 +85,39 @@ pub(crate) enum EngineEvent {
     /// A picture.
     Image { index: u32, image: RgbImage },
     /// Nothing more comes.
-    Ended(Result<StageSeconds, JobError>),
+    Ended(Result<Done, JobError>),
 }
 
-/// Seconds of one job by stage.
+/// What a job took.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct StageSeconds {
-    pub(crate) text_encoder: f64,
-    pub(crate) transformer: f64,
-    pub(crate) vae: f64,
+pub(crate) struct Done {
+    pub(crate) text_encoder_seconds: f64,
+    pub(crate) transformer_seconds: f64,
+    pub(crate) vae_seconds: f64,
+    /// Most bytes of live tensors while it ran.
+    pub(crate) peak_bytes: u64,
 }
 
 /// Why a job has no pictures.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum JobError {
     #[error("cancelled")]
     Cancelled,
+    /// Again, although it was alone on the device.
+    #[error("{sentence}")]
+    OutOfMemory { stage: Stage, sentence: String },
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
 
-/// Starts the thread. The receiver gets its end.
+/// Starts the thread. The receiver gets its end. `warm` is called once, after the warm-up.
 ///
 /// # Errors
 /// When the system has no thread for it.
 pub(crate) fn spawn<E, F, L>(
     load: F,
+    warm: fn(&mut E),
+    setup: Setup,
     dispatcher: Arc<Dispatcher>,
 ) -> Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>
 where
@@ -87,7 +127,7 @@ where
 {
     let (ended, end) = oneshot::channel();
     let body = move || {
-        let result = catch_unwind(AssertUnwindSafe(|| run(load, &dispatcher)));
+        let result = catch_unwind(AssertUnwindSafe(|| run(load, warm, setup, &dispatcher)));
         let result = result.unwrap_or_else(|payload| {
             error!(panic = message(payload.as_ref()), "The engine thread panicked.");
             Err(EngineEnd::Panicked)
@@ -104,15 +144,18 @@ where
 
 fn run<E: Engine, L: std::fmt::Display>(
     load: impl FnOnce(&mut dyn FnMut(LoadProgress)) -> Result<E, L>,
+    warm: fn(&mut E),
+    setup: Setup,
     dispatcher: &Dispatcher,
 ) -> Result<(), EngineEnd> {
     let start = Instant::now();
-    let engine =
-        load(&mut |progress| dispatcher.loading(progress)).map_err(|error| EngineEnd::Load(error.to_string()))?;
+    let before = (setup.device)();
+    let share = if setup.warm_up.is_some() { LOAD_SHARE } else { 1.0 };
+    let engine = load(&mut |progress| dispatcher.loading(progress, share));
+    let engine = engine.map_err(|error| EngineEnd::Load(error.to_string()))?;
     // Dropped only on a clean end: destructors that talk to a dead device would hang or abort.
-    let mut engine = ManuallyDrop::new(engine);
-    dispatcher.loaded(engine.model(), engine.count_tokens()).map_err(|error| EngineEnd::Load(error.to_string()))?;
-    let model = engine.model();
+    let mut world = ManuallyDrop::new(World::new(engine, &setup, dispatcher));
+    let model = world.engine.model().clone();
     info!(
         model = model.name,
         device = model.device,
@@ -121,95 +164,26 @@ fn run<E: Engine, L: std::fmt::Display>(
         seconds = start.elapsed().as_secs_f64(),
         "The model is loaded."
     );
-    while let Some(job) = dispatcher.next_job() {
-        let result = make(&mut *engine, &job, dispatcher);
-        let fatal = match &result {
-            Err(JobError::Engine(error @ EngineError::Fatal { .. })) => Some(error.clone()),
-            _ => None,
-        };
-        if let Some(error) = &fatal {
-            // First the state, so that whoever sees the job's end also sees that nothing will follow.
-            dispatcher.fail(&error.to_string());
-        }
-        dispatcher.job_ended(&job);
-        job.tell(EngineEvent::Ended(result));
-        if let Some(error) = fatal {
-            return Err(EngineEnd::Fatal(error));
-        }
+    let rules = dispatcher.rules(&model).map_err(|error| EngineEnd::Load(error.to_string()))?;
+    if let Some(warm_up) = &setup.warm_up {
+        world.warm_up(warm_up, &rules.buckets, before)?;
     }
-    ManuallyDrop::into_inner(engine);
+    warm(&mut world.engine);
+    let (count_tokens, table) = (world.engine.count_tokens(), world.table.clone());
+    world.measure();
+    dispatcher.loaded(&model, rules, count_tokens, table);
+    world.serve().map_err(EngineEnd::Fatal)?;
+    drop(ManuallyDrop::into_inner(world));
     Ok(())
 }
 
-fn make<E: Engine>(engine: &mut E, job: &Job, dispatcher: &Dispatcher) -> Result<StageSeconds, JobError> {
-    let request = &job.request;
-    let specs = request.specs();
-    let mut seconds = StageSeconds::default();
-    let mut images_done = 0;
-    for specs in specs.chunks(request.batch_size() as usize) {
-        job.check()?;
-        let (batch, taken) = timed(dispatcher, Stage::TextEncoder, || engine.begin(specs))?;
-        seconds.text_encoder += taken;
-        let mut batch = ManuallyDrop::new(batch);
-        let made = make_batch(engine, &mut batch, job, dispatcher, images_done, specs.len(), &mut seconds);
-        if !matches!(made, Err(JobError::Engine(EngineError::Fatal { .. }))) {
-            ManuallyDrop::into_inner(batch);
-        }
-        made?;
-        images_done += specs.len() as u32;
-    }
-    Ok(seconds)
-}
-
-fn make_batch<E: Engine>(
-    engine: &mut E,
-    batch: &mut E::Batch,
-    job: &Job,
-    dispatcher: &Dispatcher,
-    first_index: u32,
-    images: usize,
-    seconds: &mut StageSeconds,
-) -> Result<(), JobError> {
-    let request = &job.request;
-    let steps_before = u64::from(first_index) * u64::from(request.steps);
-    for step in 1..=request.steps {
-        job.check()?;
-        let ((), taken) = timed(dispatcher, Stage::Transformer, || engine.step(batch))?;
-        seconds.transformer += taken;
-        let left = Work::left(request, steps_before + u64::from(step) * images as u64, first_index.into());
-        let eta_seconds = dispatcher.step_done(request, images, taken, left);
-        let wanted = if request.has_preview(step) { images } else { 0 };
-        let preview = |index| timed(dispatcher, Stage::Vae, || engine.preview(batch, index));
-        let previews = (0..wanted).map(preview).collect::<Result<Vec<_>, _>>()?;
-        seconds.vae += previews.iter().map(|(_, taken)| taken).sum::<f64>();
-        let previews = previews.into_iter().map(|(preview, _)| preview).collect();
-        job.tell(EngineEvent::Step { first_index, step, eta_seconds, previews });
-    }
-    for offset in 0..images {
-        job.check()?;
-        let (image, taken) = timed(dispatcher, Stage::Vae, || engine.decode(batch, offset))?;
-        seconds.vae += taken;
-        let index = first_index + offset as u32;
-        let left = Work::left(request, steps_before + u64::from(request.steps) * images as u64, u64::from(index) + 1);
-        dispatcher.image_done(request, taken, left);
-        job.tell(EngineEvent::Image { index, image });
-    }
-    Ok(())
-}
-
-/// The result and its seconds. A panic of the engine becomes an error: it fails one request, not the process.
-fn timed<T>(
-    dispatcher: &Dispatcher,
-    stage: Stage,
-    work: impl FnOnce() -> Result<T, EngineError>,
-) -> Result<(T, f64), EngineError> {
+/// The result of one call of the engine and its seconds. A panic becomes an error: it fails one batch, not the process.
+fn timed<T>(stage: Stage, work: impl FnOnce() -> Result<T, EngineError>) -> (Result<T, EngineError>, f64) {
     let start = Instant::now();
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         Err(EngineError::Failed { stage, detail: format!("panicked: {}", message(payload.as_ref())) })
     });
-    let taken = start.elapsed().as_secs_f64();
-    dispatcher.stage_done(stage, taken, result.as_ref().err());
-    Ok((result?, taken))
+    (result, start.elapsed().as_secs_f64())
 }
 
 fn message(payload: &(dyn Any + Send)) -> &str {

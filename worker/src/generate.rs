@@ -22,7 +22,7 @@ use crate::{
     engine_thread::LoadProgress,
     output::{self, Output, OutputError},
     run::check_engine,
-    scripted::{Script, ScriptedEngine},
+    scripted::{Script, ScriptedDevice, ScriptedEngine},
 };
 
 /// Why there are no pictures.
@@ -116,8 +116,10 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
     match engine {
         EngineChoice::Scripted(file) => {
             let script = Script::read(&file).map_err(|error| GenerateError::Usage(error.to_string()))?;
-            let loaded = ScriptedEngine::load(script, &mut |progress| console.loading(progress));
+            let device = ScriptedDevice::new(script.memory.clone());
+            let loaded = ScriptedEngine::load(script, device, &mut |progress| console.loading(progress));
             let mut engine = loaded.map_err(|error| GenerateError::Load(error.to_string()))?;
+            engine.warm();
             make(&mut engine, raw, &output, &mut console)
         }
         #[cfg(feature = "torch")]

@@ -35,6 +35,7 @@ mod service;
 mod settings;
 mod snapshot;
 mod status;
+mod table_cache;
 mod tls;
 #[cfg(feature = "torch")]
 mod torch;

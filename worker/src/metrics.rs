@@ -18,11 +18,14 @@ use prometheus_client::{
 };
 use tonic::Code;
 
+use self::memory::MemoryMetrics;
 use crate::{
     gpu::{metrics::GpuMetrics, sampler::Sampler},
     snapshot::{Phase, Snapshot},
     status::Refusal,
 };
+
+mod memory;
 
 type Label = [(&'static str, &'static str); 1];
 type FailureLabels = [(&'static str, &'static str); 2];
@@ -40,6 +43,15 @@ pub(crate) struct Metrics {
     pub(crate) images_per_request: Histogram,
     pub(crate) connections: Family<Label, Gauge>,
     pub(crate) reloads: Family<Label, Counter>,
+    pub(crate) memory: MemoryMetrics,
+    pub(crate) admissions: Counter,
+    /// Batches suspended for smaller work.
+    pub(crate) suspensions: Counter,
+    /// Images that went on alone after a failed allocation.
+    pub(crate) retries: Counter,
+    pub(crate) trims: Counter,
+    pub(crate) pool_alerts: Counter,
+    images_per_batch: Histogram,
     stages: Histograms,
     steps: Histogram,
     generations: Histogram,
@@ -66,7 +78,7 @@ const SLOW_SECONDS: f64 = 30.0;
 const STATES: [&str; 5] = ["loading", "serving", "draining", "drained", "failed"];
 
 /// Reasons of refusals, as [`Refusal::reason`] gives them.
-const REASONS: [&str; 13] = [
+const REASONS: [&str; 17] = [
     "invalid",
     "too_large",
     "request_id_reused",
@@ -74,16 +86,20 @@ const REASONS: [&str; 13] = [
     "draining",
     "failed",
     "queue_full",
+    "never_fits",
+    "no_memory",
+    "wait_too_long",
+    "deadline_too_short",
+    "circuit_open",
     "queue_timeout",
     "drain_timeout",
     "out_of_memory",
     "internal",
     "unauthenticated",
-    "not_supported",
 ];
 
 /// Those of them that meet a request before it is admitted.
-const AT_THE_DOOR: usize = 7;
+const AT_THE_DOOR: usize = 12;
 
 /// Codes that an admitted request may end with.
 const CODES: [Code; 5] = [Code::Ok, Code::Cancelled, Code::ResourceExhausted, Code::Internal, Code::Unavailable];
@@ -113,6 +129,13 @@ impl Metrics {
             images_per_request: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]),
             connections: Family::default(),
             reloads: Family::default(),
+            memory: MemoryMetrics::default(),
+            admissions: Counter::default(),
+            suspensions: Counter::default(),
+            retries: Counter::default(),
+            trims: Counter::default(),
+            pool_alerts: Counter::default(),
+            images_per_batch: Histogram::new([1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0]),
             stages: Family::new_with_constructor(seconds),
             steps: seconds(),
             generations: seconds(),
@@ -127,6 +150,7 @@ impl Metrics {
             load_ratio: Seconds::default(),
         };
         metrics.begin_at_0();
+        metrics.memory.register(registry);
         let own = registry.sub_registry_with_prefix("imagegen_worker");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         own.register("build", "Version of the worker", build);
@@ -138,6 +162,16 @@ impl Metrics {
             metrics.cancellations.clone(),
         );
         own.register("images", "Images sent", metrics.images.clone());
+        for (name, help, counter) in [
+            ("admissions", "Requests that got a place in the queue", &metrics.admissions),
+            ("suspensions", "Batches suspended so that smaller work did not wait for them", &metrics.suspensions),
+            ("retries", "Images that went on alone after a failed allocation", &metrics.retries),
+            ("trims", "Times that cached blocks were given back", &metrics.trims),
+            ("pool_alerts", "Times that the allocator's pool did not fit the work", &metrics.pool_alerts),
+        ] {
+            own.register(name, help, counter.clone());
+        }
+        own.register("images_per_batch", "Images that were made together, by batch", metrics.images_per_batch.clone());
         own.register_with_unit(
             "queue_wait",
             "Time from admission to the engine",
@@ -257,6 +291,13 @@ impl Metrics {
             self.slow_in_a_row.inc();
         } else {
             self.slow_in_a_row.set(0);
+        }
+    }
+
+    /// A batch of so many images is on the device; `is_new` unless it goes on.
+    pub(crate) fn batch(&self, images: usize, is_new: bool) {
+        if is_new {
+            self.images_per_batch.observe(images as f64);
         }
     }
 

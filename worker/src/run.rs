@@ -7,7 +7,13 @@ use std::{
     time::Duration,
 };
 
-use imagegen_core::rules::{Limits, RuleSettings};
+use imagegen_core::{
+    memory::ReadDeviceMemory,
+    pressure::Targets,
+    rules::{Limits, RuleSettings},
+    table::TableKey,
+    trim,
+};
 use imagegen_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{admin_service_server::AdminServiceServer, image_service_server::ImageServiceServer},
@@ -32,14 +38,14 @@ use crate::{
     cli::{EngineChoice, ServeArgs},
     connections::{Age, FLUSH, Handler, Port},
     device::EngineSettings,
-    dispatcher::Dispatcher,
-    engine_thread::{self, EngineEnd},
+    dispatcher::{Dispatcher, QueueSettings},
+    engine_thread::{self, EngineEnd, Setup, WarmUp},
     gpu::{ProbeOptions, sampler},
     health, metrics,
     reload::{Parse, Reloading},
-    scripted::{Script, ScriptedEngine},
+    scripted::{Script, ScriptedDevice, ScriptedEngine},
     service::Service,
-    settings, tls,
+    settings, table_cache, tls,
 };
 
 mod device;
@@ -109,9 +115,16 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
         size_policy,
         queue_capacity,
         queue_max_wait,
+        queue_max_holdup,
         max_pixels,
         max_steps,
         max_images_per_request,
+        memory_limit_ratio,
+        trim_interval,
+        trim_above,
+        table_cache,
+        target_memory_pressure,
+        target_queue_wait,
         drain_timeout,
         stall_timeout,
         engine,
@@ -128,6 +141,15 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
                 .into(),
         ));
     }
+    let queue_max_holdup = queue_max_holdup.unwrap_or_else(|| settings::default_holdup(queue_max_wait));
+    if queue_max_holdup >= queue_max_wait {
+        return Err(ServeError::Settings(format!(
+            "--queue-max-holdup of {} s must be shorter than --queue-max-wait of {} s: a request that was held up for so \
+             long would be refused before its turn",
+            queue_max_holdup.as_secs_f64(),
+            queue_max_wait.as_secs_f64()
+        )));
+    }
     let options = ProbeOptions { device, library: nvml_library, gpu_uuid };
     let device::Bound { sampler, profile } = device::bind(&options, &profile, model.as_deref()).await?;
     settings.fill_in(profile.as_ref());
@@ -143,8 +165,15 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
         suited_buckets,
         size_policy,
     };
+    let gpu = sampler.subscribe();
     let (registry, metrics) = metrics::registry(&sampler);
-    let dispatcher = Arc::new(Dispatcher::new(rules, queue_capacity, queue_max_wait, metrics.clone()));
+    let queue = QueueSettings {
+        capacity: queue_capacity,
+        max_wait: queue_max_wait,
+        max_holdup: queue_max_holdup,
+        targets: Targets { memory_pressure: target_memory_pressure, queue_wait: target_queue_wait },
+    };
+    let dispatcher = Arc::new(Dispatcher::new(rules, &queue, metrics.clone()));
     let mut supervisor = Supervisor::new();
     let stop = supervisor.stop_token();
     let reload_every = host.reload_every.unwrap_or(RELOAD_EVERY);
@@ -208,6 +237,7 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
             timers: drivers.clone(),
             exits,
             stop: stop.clone(),
+            gpu: matches!(device, crate::device::Device::Cuda(_)).then(|| gpu.clone()),
         };
         let routes = Routes::new(AdminServiceServer::new(admin)).prepare();
         let handler = Handler { routes, tokens: None, metrics: metrics.clone() };
@@ -225,14 +255,28 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
     };
     supervisor.spawn("HTTP server", http::serve(http_listener, page, stop.clone().cancelled_owned()));
 
+    let policy = trim::Policy { interval: trim_interval, above: trim_above };
+    let table_cache = table_cache_folder(table_cache)?;
+    let setup = |device: ReadDeviceMemory, key: Option<TableKey>| Setup {
+        device,
+        limit_ratio: memory_limit_ratio,
+        trim: policy,
+        warm_up: key.map(|key| WarmUp { cache: table_cache, key }),
+    };
     let engine_end = match engine {
         EngineChoice::Scripted(file) => {
             let script = Script::read(&file)?;
-            engine_thread::spawn(move |progress| ScriptedEngine::load(script, progress), Arc::clone(&dispatcher))
+            let device = ScriptedDevice::new(script.memory.clone());
+            let key = script.memory.as_ref().map(|memory| TableKey::of([("memory", format!("{memory:?}"))]));
+            let setup = setup(device.reading(), key);
+            let load = move |progress: &mut dyn FnMut(_)| ScriptedEngine::load(script, device, progress);
+            engine_thread::spawn(load, ScriptedEngine::warm, setup, Arc::clone(&dispatcher))
         }
         EngineChoice::Torch => {
-            let settings = EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights };
-            torch_engine(model, settings, &dispatcher)?
+            let engine = EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights };
+            let key = table_cache::key(model.as_deref(), &engine, &gpu.borrow());
+            let setup = setup(device::reading(&options), Some(key));
+            torch_engine(model, engine, setup, &dispatcher)?
         }
     };
     let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
@@ -253,6 +297,27 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
     let (tasks, drained) = tokio::join!(supervisor.run(FLUSH + Duration::from_secs(3)), life);
     tasks.map_err(error::of_task)?;
     drained
+}
+
+/// Where measured costs are kept. A folder that was asked for must be usable; the default one may be absent.
+fn table_cache_folder(asked: Option<PathBuf>) -> Result<Option<PathBuf>, ServeError> {
+    let is_usable = |folder: &Path| tempfile_in(folder).is_ok();
+    match asked {
+        Some(folder) => match tempfile_in(&folder) {
+            Ok(()) => Ok(Some(folder)),
+            Err(error) => {
+                Err(ServeError::Settings(format!("--table-cache {}: cannot be written: {error}", folder.display())))
+            }
+        },
+        None => Ok(Some(PathBuf::from(table_cache::DEFAULT_FOLDER)).filter(|folder| is_usable(folder))),
+    }
+}
+
+/// Whether a file can be made there, by making one.
+fn tempfile_in(folder: &Path) -> std::io::Result<()> {
+    let file = folder.join(format!(".{}.probe", std::process::id()));
+    std::fs::write(&file, [])?;
+    std::fs::remove_file(&file)
 }
 
 /// Refuses engines that are not for production.
@@ -284,16 +349,19 @@ type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
 fn torch_engine(
     model: Option<PathBuf>,
     settings: EngineSettings,
+    setup: Setup,
     dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
     let options = crate::torch::options(model, settings).map_err(ServeError::Settings)?;
-    Ok(engine_thread::spawn(move |progress| crate::torch::load(&options, progress), Arc::clone(dispatcher)))
+    let load = move |progress: &mut dyn FnMut(_)| crate::torch::load(&options, progress);
+    Ok(engine_thread::spawn(load, |_| (), setup, Arc::clone(dispatcher)))
 }
 
 #[cfg(not(feature = "torch"))]
 fn torch_engine(
     _model: Option<PathBuf>,
     _settings: EngineSettings,
+    _setup: Setup,
     _dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
     check_engine(&EngineChoice::Torch, false, false).map_err(ServeError::Settings)?;

@@ -9,6 +9,7 @@
 //! weight_bytes: 1000000       # what GetModel and the metrics say is loaded
 //! text_encoder_seconds: 0.1   # for each batch
 //! step_seconds: 0.05          # for each step of each image
+//! batch_seconds: 0.02         # for each step besides, however many images it has
 //! step_seconds_by_size:       # the same, for latents of these sizes
 //!   512x512: 0.1
 //! decode_seconds: 0.2         # for each image
@@ -20,7 +21,18 @@
 //!     stage: transformer      # text_encoder, transformer or vae
 //!     step: 3                 # with transformer: in this step, counted from 1; absent: in the first
 //!     kind: out_of_memory     # out_of_memory, failed, fatal (the process must end) or panic
+//!     times: 2                # how often, here and in the images that go on alone; absent: once
+//! memory:                     # absent: nothing is known about memory, and no warm-up measures costs
+//!   total_bytes: 16000000     # of the device
+//!   overhead_bytes: 500000    # of this process besides weights and activations
+//!   bytes_per_pixel: 10       # activations of a step, for each image, twice that with guidance; the weights are weight_bytes
+//!   decode_bytes_per_pixel: 20 # activations of decoding one image
+//!   leak_bytes: 1000          # of each batch, never given back; the warm-up's do not leak
+//!   foreign:                  # what other processes hold, from some batch on
+//!     - {from_batch: 3, bytes: 2000000}
 //! ```
+//!
+//! Batches are counted after the warm-up.
 
 use std::{
     collections::BTreeMap,
@@ -30,12 +42,17 @@ use std::{
 };
 
 use imagegen_core::{
-    engine::{CountTokens, Engine, EngineError, ModelInfo, Stage},
+    engine::{AllocatorStats, CountTokens, Engine, EngineError, ModelInfo, Stage},
     spec::{ImageSpec, RgbImage, Size},
 };
+
+mod device;
 mod script;
 
-pub use self::script::{Fault, FaultKind, FaultStage, Script, ScriptError};
+pub use self::{
+    device::ScriptedDevice,
+    script::{Fault, FaultKind, FaultStage, Script, ScriptError, ScriptedMemory},
+};
 use crate::engine_thread::LoadProgress;
 
 /// Parts that loading is reported in.
@@ -47,6 +64,28 @@ pub struct ScriptedBatch {
     number: u64,
     specs: Vec<ImageSpec>,
     steps_done: u32,
+    device: ScriptedDevice,
+    /// Activations of the last step, held until the batch is suspended or dropped.
+    held_bytes: u64,
+}
+
+impl ScriptedBatch {
+    fn spec(&self, index: usize) -> Result<&ImageSpec, EngineError> {
+        self.specs.get(index).ok_or_else(|| EngineError::Failed {
+            stage: Stage::Vae,
+            detail: format!("image {index} of a batch of {}", self.specs.len()),
+        })
+    }
+
+    fn give_back(&mut self) {
+        self.device.give(std::mem::take(&mut self.held_bytes));
+    }
+}
+
+impl Drop for ScriptedBatch {
+    fn drop(&mut self) {
+        self.give_back();
+    }
 }
 
 /// The engine that follows a [`Script`].
@@ -55,7 +94,9 @@ pub struct ScriptedEngine {
     script: Script,
     step_times: BTreeMap<Size, Duration>,
     model: ModelInfo,
+    device: ScriptedDevice,
     batches: u64,
+    is_warm: bool,
 }
 
 impl ScriptedEngine {
@@ -63,7 +104,11 @@ impl ScriptedEngine {
     ///
     /// # Errors
     /// When the script cannot be followed, or says that loading fails.
-    pub fn load(script: Script, progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, ScriptError> {
+    pub fn load(
+        script: Script,
+        device: ScriptedDevice,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, ScriptError> {
         let max_size = size("max_size", &script.max_size)?;
         let mut step_times = BTreeMap::new();
         for (text, &seconds) in &script.step_seconds_by_size {
@@ -73,6 +118,7 @@ impl ScriptedEngine {
         for (field, seconds) in [
             ("text_encoder_seconds", script.text_encoder_seconds),
             ("step_seconds", script.step_seconds),
+            ("batch_seconds", script.batch_seconds),
             ("decode_seconds", script.decode_seconds),
         ] {
             wait(field, seconds)?;
@@ -101,16 +147,32 @@ impl ScriptedEngine {
             max_prompt_tokens: script.max_prompt_tokens,
             max_size,
         };
-        Ok(Self { script, step_times, model, batches: 0 })
+        device.load(model.weight_bytes);
+        Ok(Self { script, step_times, model, device, batches: 0, is_warm: false })
     }
 
-    fn fault(&self, batch: &ScriptedBatch, stage: FaultStage) -> Result<(), EngineError> {
+    /// From here on batches are counted, and neighbours and faults come.
+    pub fn warm(&mut self) {
+        self.batches = 0;
+        self.is_warm = true;
+    }
+
+    fn take(&self, stage: Stage, bytes: u64) -> Result<(), EngineError> {
+        self.device.take(bytes).map_err(|detail| EngineError::OutOfMemory { stage, detail })
+    }
+
+    fn fault(&mut self, batch: &ScriptedBatch, stage: FaultStage) -> Result<(), EngineError> {
+        if !self.is_warm {
+            return Ok(());
+        }
         let here = |fault: &&Fault| {
             let step = fault.step.unwrap_or(1);
             let in_this_step = stage != FaultStage::Transformer || step == batch.steps_done + 1;
-            fault.batch == batch.number && fault.stage == stage && in_this_step
+            fault.times > 0 && fault.batch == batch.number && fault.stage == stage && in_this_step
         };
-        let Some(fault) = self.script.faults.iter().find(here) else { return Ok(()) };
+        let Some(index) = self.script.faults.iter().position(|fault| here(&fault)) else { return Ok(()) };
+        let fault = &mut self.script.faults[index];
+        fault.times -= 1;
         let stage = match stage {
             FaultStage::TextEncoder => Stage::TextEncoder,
             FaultStage::Transformer => Stage::Transformer,
@@ -139,16 +201,34 @@ impl Engine for ScriptedEngine {
 
     fn begin(&mut self, specs: &[ImageSpec]) -> Result<Self::Batch, EngineError> {
         self.batches += 1;
-        let batch = ScriptedBatch { number: self.batches, specs: specs.to_vec(), steps_done: 0 };
+        if self.is_warm {
+            self.device.begin(self.batches);
+            self.device.leak();
+        }
+        let batch = ScriptedBatch {
+            number: self.batches,
+            specs: specs.to_vec(),
+            steps_done: 0,
+            device: self.device.clone(),
+            held_bytes: 0,
+        };
         pass(Duration::from_secs_f64(self.script.text_encoder_seconds));
         self.fault(&batch, FaultStage::TextEncoder)?;
         Ok(batch)
     }
 
     fn step(&mut self, batch: &mut Self::Batch) -> Result<(), EngineError> {
+        pass(Duration::from_secs_f64(self.script.batch_seconds));
         for spec in &batch.specs {
             let scripted = self.step_times.get(&spec.latent_size).copied();
             pass(scripted.unwrap_or(Duration::from_secs_f64(self.script.step_seconds)));
+        }
+        if batch.held_bytes == 0 {
+            let branches = |spec: &ImageSpec| if spec.guidance.scale > 0.0 { 2 } else { 1 };
+            let needs = |spec: &ImageSpec| self.device.needs(spec.latent_size.pixels(), branches(spec)).0;
+            let bytes = batch.specs.iter().map(needs).sum();
+            self.take(Stage::Transformer, bytes)?;
+            batch.held_bytes = bytes;
         }
         self.fault(batch, FaultStage::Transformer)?;
         batch.steps_done += 1;
@@ -157,8 +237,13 @@ impl Engine for ScriptedEngine {
 
     fn decode(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
         pass(Duration::from_secs_f64(self.script.decode_seconds));
+        // The last step's activations are not needed any more.
+        batch.give_back();
         self.fault(batch, FaultStage::Vae)?;
         let spec = batch.spec(index)?;
+        let bytes = self.device.needs(spec.latent_size.pixels(), 1).1;
+        self.take(Stage::Vae, bytes)?;
+        self.device.give(bytes);
         Ok(gradient(spec.size, spec.seed))
     }
 
@@ -167,14 +252,42 @@ impl Engine for ScriptedEngine {
         let size = Size { width: spec.size.width.div_ceil(8), height: spec.size.height.div_ceil(8) };
         Ok(gradient(size, spec.seed))
     }
-}
 
-impl ScriptedBatch {
-    fn spec(&self, index: usize) -> Result<&ImageSpec, EngineError> {
-        self.specs.get(index).ok_or_else(|| EngineError::Failed {
-            stage: Stage::Vae,
-            detail: format!("image {index} of a batch of {}", self.specs.len()),
-        })
+    fn allocator(&self) -> AllocatorStats {
+        self.device.stats()
+    }
+
+    fn reset_peaks(&mut self) {
+        self.device.reset_peaks();
+    }
+
+    fn trim(&mut self) {
+        self.device.trim();
+    }
+
+    fn limit_memory(&mut self, bytes: u64) {
+        self.device.limit(bytes);
+    }
+
+    fn suspend(&mut self, batch: &mut Self::Batch) {
+        batch.give_back();
+    }
+
+    fn keep(&mut self, batch: &mut Self::Batch, images: &[usize]) -> Result<(), EngineError> {
+        batch.give_back();
+        batch.specs = images.iter().filter_map(|&index| batch.specs.get(index).cloned()).collect();
+        Ok(())
+    }
+
+    fn split(&mut self, batch: Self::Batch) -> Result<Vec<Self::Batch>, EngineError> {
+        let alone = |spec: &ImageSpec| ScriptedBatch {
+            number: batch.number,
+            specs: vec![spec.clone()],
+            steps_done: batch.steps_done,
+            device: batch.device.clone(),
+            held_bytes: 0,
+        };
+        Ok(batch.specs.iter().map(alone).collect())
     }
 }
 
@@ -234,7 +347,7 @@ mod tests {
     #[case::fault("load_fault: the disk is gone", "the disk is gone")]
     fn loading_fails_with_the_reason(#[case] text: &str, #[case] sentence: &str) {
         let script = serde_yaml::from_str(text).unwrap();
-        let error = ScriptedEngine::load(script, &mut |_| ()).unwrap_err().to_string();
+        let error = ScriptedEngine::load(script, ScriptedDevice::new(None), &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains(sentence), "{error}");
     }
 

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use imagegen_core::request::{self, Request as CheckedRequest};
+use imagegen_core::request::{self, Request as CheckedRequest, RequestError};
 use imagegen_proto::v1::{
     Defaults, EstimateReply, GenerateEvent, GenerateRequest, GetModelRequest, Limits, Model, Setting,
     image_service_server::ImageService,
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     call::{Call, Subscription},
     calls::Calls,
-    dispatcher::{Dispatcher, Loaded},
+    dispatcher::{Caller, Dispatcher, Loaded},
     driver::Driver,
     settings::Settings,
     status::Refusal,
@@ -48,8 +48,21 @@ impl ImageService for Service {
         Ok(Response::new(Box::pin(subscription.into_stream())))
     }
 
-    async fn estimate(&self, _request: Request<GenerateRequest>) -> Result<Response<EstimateReply>, Status> {
-        Err(Refusal::NoEstimate.into())
+    async fn estimate(&self, request: Request<GenerateRequest>) -> Result<Response<EstimateReply>, Status> {
+        let left = timeout(request.metadata());
+        let request = match self.parse(request.into_inner()).await {
+            Err(refusal @ Refusal::Request(RequestError::TooLarge(_))) => {
+                return Ok(Response::new(EstimateReply { refusal: refusal.to_string(), ..EstimateReply::default() }));
+            }
+            parsed => parsed?,
+        };
+        let (ask, decision) = self.dispatcher.estimate(&request, left)?;
+        Ok(Response::new(EstimateReply {
+            bucket: Some(wire::bucket(request.bucket)),
+            bytes: self.dispatcher.bytes(ask.shape),
+            seconds: ask.seconds,
+            refusal: decision.err().map(|refusal| refusal.to_string()).unwrap_or_default(),
+        }))
     }
 
     async fn get_model(&self, _request: Request<GetModelRequest>) -> Result<Response<Model>, Status> {
@@ -60,27 +73,41 @@ impl ImageService for Service {
 
 impl Service {
     async fn start(&self, request: GenerateRequest, deadline: Option<Instant>) -> Result<Subscription, Refusal> {
-        let loaded = self.dispatcher.model()?;
         let fingerprint = wire::fingerprint(&request);
-        let raw = wire::raw_request(request);
-        // Counting the tokens of a long prompt takes a while.
-        let parsed = spawn_blocking(move || request::parse(raw, &loaded.rules, rand::random(), &*loaded.count_tokens));
-        let request = Arc::new(parsed.await.map_err(|error| {
-            let id = Uuid::new_v4().to_string();
-            tracing::error!(error_id = id, %error, "Checking a request failed.");
-            Refusal::Internal { id }
-        })??);
+        let request = Arc::new(self.parse(request).await?);
         if request.request_id.is_empty() {
-            let call = self.admit(&request, Uuid::new_v4().to_string(), fingerprint)?;
+            let call = self.admit(&request, Uuid::new_v4().to_string(), fingerprint, deadline)?;
             return call.follow(deadline).ok_or(Refusal::Cancelled);
         }
         let id = request.request_id.as_str();
-        self.calls.attach_or_start(id, fingerprint, deadline, || self.admit(&request, id.to_owned(), fingerprint))
+        let start = || self.admit(&request, id.to_owned(), fingerprint, deadline);
+        self.calls.attach_or_start(id, fingerprint, deadline, start)
     }
 
-    fn admit(&self, request: &Arc<CheckedRequest>, id: String, fingerprint: [u8; 32]) -> Result<Arc<Call>, Refusal> {
+    async fn parse(&self, request: GenerateRequest) -> Result<CheckedRequest, Refusal> {
+        let loaded = self.dispatcher.model()?;
+        let raw = wire::raw_request(request);
+        // Counting the tokens of a long prompt takes a while.
+        let parsed = spawn_blocking(move || request::parse(raw, &loaded.rules, rand::random(), &*loaded.count_tokens));
+        let parsed = parsed.await.map_err(|error| {
+            let id = Uuid::new_v4().to_string();
+            tracing::error!(error_id = id, %error, "Checking a request failed.");
+            Refusal::Internal { id }
+        })?;
+        Ok(parsed?)
+    }
+
+    fn admit(
+        &self,
+        request: &Arc<CheckedRequest>,
+        id: String,
+        fingerprint: [u8; 32],
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Call>, Refusal> {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let caller = Caller { key: wire::request_key(&id), left };
         let call = Call::new(id, fingerprint);
-        let admitted = self.dispatcher.admit(Arc::clone(request), call.abandoned.clone())?;
+        let admitted = self.dispatcher.admit(Arc::clone(request), &caller, call.abandoned.clone())?;
         let driver = Driver {
             call: Arc::clone(&call),
             request: Arc::clone(request),

@@ -1,7 +1,7 @@
 //! Which settings are in force, and who said so.
 
 use clap::{ArgMatches, Command, parser::ValueSource};
-use imagegen_core::{bucket::Buckets, engine::ModelInfo, rules::Rules};
+use imagegen_core::{bucket::Buckets, duration::parse_duration, engine::ModelInfo, rules::Rules};
 
 use crate::profiles::Profile;
 
@@ -60,6 +60,12 @@ impl Settings {
         }
     }
 
+    fn default_holdup_text(&self) -> String {
+        let max_wait = self.given.iter().find(|given| given.name == "queue-max-wait");
+        let max_wait = max_wait.and_then(|given| parse_duration(&given.value).ok());
+        max_wait.map_or_else(String::new, |max_wait| format!("{}ms", default_holdup(max_wait).as_millis()))
+    }
+
     /// Name, value and origin of every setting; where nobody gave a value, the one that follows from the model.
     pub(crate) fn in_force(&self, model: &ModelInfo, rules: &Rules) -> Vec<(String, String, &'static str)> {
         let resolved = |Given { name, value, origin }: &Given| {
@@ -68,6 +74,7 @@ impl Settings {
                 "device" => model.device.clone(),
                 "default-size" => rules.defaults.size.to_string(),
                 "buckets" => rules.buckets.to_string(),
+                "queue-max-holdup" if value.is_empty() => self.default_holdup_text(),
                 "threads" if value.is_empty() => default_threads().to_string(),
                 _ => value.clone(),
             };
@@ -84,4 +91,9 @@ impl Settings {
 pub(crate) fn default_threads() -> usize {
     // The standard library reads the quotas of cgroup v1 and v2 as well as the affinity mask.
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// How long a big image may hold up small ones where nobody says.
+pub(crate) fn default_holdup(max_wait: std::time::Duration) -> std::time::Duration {
+    std::time::Duration::from_secs(5).min(max_wait / 2)
 }

@@ -8,6 +8,15 @@ pub(crate) enum Phase {
     Failed { reason: String },
 }
 
+/// Why a worker that serves can take no work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
+pub(crate) enum NoCapacity {
+    /// Others leave no memory for even the smallest batch.
+    NoHeadroom,
+    /// This process holds memory that only a new one gives back.
+    CircuitOpen,
+}
+
 /// The state at one moment, for everyone who reports it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Snapshot {
@@ -18,6 +27,8 @@ pub(crate) struct Snapshot {
     pub(crate) queued: usize,
     /// Admitted requests whose streams have not got their end yet.
     pub(crate) open: usize,
+    /// Set while not even the smallest batch can start.
+    pub(crate) no_capacity: Option<NoCapacity>,
 }
 
 impl Snapshot {
@@ -36,7 +47,13 @@ impl Snapshot {
             Phase::Loading { ratio } => Err(format!("loading the model, {:.0} %", ratio * 100.0)),
             Phase::Failed { reason } => Err(reason.clone()),
             Phase::Serving if self.is_draining() => Err("draining".into()),
-            Phase::Serving => Ok(()),
+            Phase::Serving => match self.no_capacity {
+                None => Ok(()),
+                Some(NoCapacity::NoHeadroom) => Err("NoHeadroom: other processes leave no memory for a batch".into()),
+                Some(NoCapacity::CircuitOpen) => {
+                    Err("CircuitOpen: this process holds memory that only a new one gives back".into())
+                }
+            },
         }
     }
 }

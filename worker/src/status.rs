@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use imagegen_core::{engine::Stage, request::RequestError};
+use imagegen_core::{admission, engine::Stage, request::RequestError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
@@ -19,8 +19,12 @@ pub(crate) enum Refusal {
     Draining,
     #[error("the worker is ending: {reason}")]
     Failed { reason: String },
-    #[error("the queue is full: all {capacity} places are taken")]
-    QueueFull { capacity: usize, retry: Duration },
+    #[error("{0}")]
+    Admission(admission::Refusal),
+    #[error(
+        "the worker holds memory that only a new process gives back, and takes no new requests; another worker will"
+    )]
+    CircuitOpen,
     #[error("the request waited {} s without getting its turn", waited.as_secs())]
     QueueTimeout { waited: Duration, retry: Duration },
     #[error("the worker's drain timeout passed before the request was done")]
@@ -29,16 +33,12 @@ pub(crate) enum Refusal {
     Deadline,
     #[error("the request was cancelled")]
     Cancelled,
-    #[error("out of memory in {stage}: {detail}")]
-    OutOfMemory { stage: Stage, detail: String, retry: Duration },
+    #[error("{sentence}")]
+    OutOfMemory { stage: Stage, sentence: String, retry: Duration },
     #[error("internal error {id}; the worker's log says more under this id")]
     Internal { id: String },
     #[error("a valid bearer token is needed in the authorization header")]
     Unauthenticated,
-    #[error(
-        "Estimate is not supported by this worker: it has no table of measured costs. Generate tells its estimate in Accepted.eta_seconds"
-    )]
-    NoEstimate,
 }
 
 /// When to come again while the worker itself is in transition.
@@ -60,7 +60,14 @@ impl Refusal {
             Self::Loading { .. } => "loading",
             Self::Draining => "draining",
             Self::Failed { .. } => "failed",
-            Self::QueueFull { .. } => "queue_full",
+            Self::Admission(refusal) => match refusal {
+                admission::Refusal::NeverFits { .. } => "never_fits",
+                admission::Refusal::NoMemory { .. } => "no_memory",
+                admission::Refusal::QueueFull { .. } => "queue_full",
+                admission::Refusal::WaitTooLong { .. } => "wait_too_long",
+                admission::Refusal::Deadline { .. } => "deadline_too_short",
+            },
+            Self::CircuitOpen => "circuit_open",
             Self::QueueTimeout { .. } => "queue_timeout",
             Self::DrainTimeout => "drain_timeout",
             Self::Deadline => "deadline",
@@ -68,7 +75,6 @@ impl Refusal {
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::Internal { .. } => "internal",
             Self::Unauthenticated => "unauthenticated",
-            Self::NoEstimate => "not_supported",
         }
     }
 
@@ -76,14 +82,23 @@ impl Refusal {
     pub(crate) const fn code(&self) -> Code {
         match self {
             Self::Request(RequestError::Invalid(_)) | Self::IdReused { .. } => Code::InvalidArgument,
-            Self::Request(RequestError::TooLarge(_)) => Code::FailedPrecondition,
-            Self::Loading { .. } | Self::Draining | Self::Failed { .. } | Self::DrainTimeout => Code::Unavailable,
-            Self::QueueFull { .. } | Self::QueueTimeout { .. } | Self::OutOfMemory { .. } => Code::ResourceExhausted,
-            Self::Deadline => Code::DeadlineExceeded,
+            Self::Request(RequestError::TooLarge(_)) | Self::Admission(admission::Refusal::NeverFits { .. }) => {
+                Code::FailedPrecondition
+            }
+            Self::Loading { .. } | Self::Draining | Self::CircuitOpen | Self::Failed { .. } | Self::DrainTimeout => {
+                Code::Unavailable
+            }
+            Self::Admission(
+                admission::Refusal::NoMemory { .. }
+                | admission::Refusal::QueueFull { .. }
+                | admission::Refusal::WaitTooLong { .. },
+            )
+            | Self::QueueTimeout { .. }
+            | Self::OutOfMemory { .. } => Code::ResourceExhausted,
+            Self::Deadline | Self::Admission(admission::Refusal::Deadline { .. }) => Code::DeadlineExceeded,
             Self::Cancelled => Code::Cancelled,
             Self::Internal { .. } => Code::Internal,
             Self::Unauthenticated => Code::Unauthenticated,
-            Self::NoEstimate => Code::Unimplemented,
         }
     }
 
@@ -100,7 +115,18 @@ impl Refusal {
                 let subject = too_large.asked.to_string();
                 ErrorDetails::with_precondition_failure_violation("BUCKET", subject, sentence)
             }
-            Self::QueueFull { retry, .. } | Self::QueueTimeout { retry, .. } => {
+            Self::Admission(admission::Refusal::NeverFits { size, .. }) => {
+                ErrorDetails::with_precondition_failure_violation("DEVICE_MEMORY", size.to_string(), sentence)
+            }
+            Self::Admission(admission::Refusal::NoMemory { retry, .. }) => {
+                let mut details = ErrorDetails::with_retry_info(Some(*retry));
+                details.add_quota_failure_violation("device memory", sentence);
+                details
+            }
+            Self::Admission(
+                admission::Refusal::QueueFull { retry, .. } | admission::Refusal::WaitTooLong { retry, .. },
+            )
+            | Self::QueueTimeout { retry, .. } => {
                 let mut details = ErrorDetails::with_retry_info(Some(*retry));
                 details.add_quota_failure_violation("queue", sentence);
                 details
@@ -110,7 +136,7 @@ impl Refusal {
                 details.add_quota_failure_violation(format!("device memory in {stage}"), sentence);
                 details
             }
-            Self::Loading { .. } | Self::Draining | Self::Failed { .. } | Self::DrainTimeout => {
+            Self::Loading { .. } | Self::Draining | Self::CircuitOpen | Self::Failed { .. } | Self::DrainTimeout => {
                 ErrorDetails::with_retry_info(Some(TRANSITION_RETRY))
             }
             Self::Internal { id } => {
@@ -118,7 +144,10 @@ impl Refusal {
                 details.set_request_info(id, "");
                 details
             }
-            Self::Deadline | Self::Cancelled | Self::Unauthenticated | Self::NoEstimate => ErrorDetails::new(),
+            Self::Deadline
+            | Self::Admission(admission::Refusal::Deadline { .. })
+            | Self::Cancelled
+            | Self::Unauthenticated => ErrorDetails::new(),
         }
     }
 }
@@ -157,13 +186,24 @@ mod tests {
         let retry = Duration::from_secs(3);
         let too_large = TooLarge { asked: "9x9".parse().unwrap(), largest: "8x8@1".parse().unwrap() };
         let invalid = RequestError::Invalid(vec![Violation { field: "steps", description: "is 0".into() }]);
+        let size = too_large.asked;
+        let never_fits = admission::Refusal::NeverFits { size, needed_bytes: Some(2), most_bytes: 1, fits: None };
+        let no_memory =
+            admission::Refusal::NoMemory { size, needed_bytes: 2, free_bytes: 1, foreign_bytes: 1, fits: None, retry };
+        let wait = admission::Refusal::WaitTooLong { wait_seconds: 9.0, max_wait: retry, retry };
+        let deadline = admission::Refusal::Deadline { wait_seconds: 9.0, seconds: 1.0, left: retry };
         for (refusal, code) in [
             (Refusal::Request(invalid), Code::InvalidArgument),
             (Refusal::IdReused { id: "a".into() }, Code::InvalidArgument),
             (Refusal::Request(too_large.into()), Code::FailedPrecondition),
-            (Refusal::QueueFull { capacity: 1, retry }, Code::ResourceExhausted),
+            (Refusal::Admission(admission::Refusal::QueueFull { capacity: 1, retry }), Code::ResourceExhausted),
+            (Refusal::Admission(never_fits), Code::FailedPrecondition),
+            (Refusal::Admission(no_memory), Code::ResourceExhausted),
+            (Refusal::Admission(wait), Code::ResourceExhausted),
+            (Refusal::Admission(deadline), Code::DeadlineExceeded),
+            (Refusal::CircuitOpen, Code::Unavailable),
             (Refusal::QueueTimeout { waited: retry, retry }, Code::ResourceExhausted),
-            (Refusal::OutOfMemory { stage: Stage::Vae, detail: "no".into(), retry }, Code::ResourceExhausted),
+            (Refusal::OutOfMemory { stage: Stage::Vae, sentence: "no".into(), retry }, Code::ResourceExhausted),
             (Refusal::Loading { ratio: 0.5 }, Code::Unavailable),
             (Refusal::Draining, Code::Unavailable),
             (Refusal::DrainTimeout, Code::Unavailable),
@@ -172,7 +212,6 @@ mod tests {
             (Refusal::Cancelled, Code::Cancelled),
             (Refusal::Internal { id: "1".into() }, Code::Internal),
             (Refusal::Unauthenticated, Code::Unauthenticated),
-            (Refusal::NoEstimate, Code::Unimplemented),
         ] {
             let status = Status::from(refusal.clone());
             assert_eq!(status.code(), code, "{refusal:?}");

@@ -7,9 +7,6 @@ use crate::{request::Request, spec::Size};
 /// Share of a new measurement in the running mean: the last five or so decide.
 const NEW_SHARE: f64 = 0.3;
 
-/// Shortest and longest retry hint in seconds: below, a refused client would hammer; above, it would miss free places.
-const RETRY_SECONDS: (f64, f64) = (1.0, 60.0);
-
 /// What is left to do of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
@@ -76,13 +73,6 @@ impl StepTimes {
         work.into_iter().filter_map(|work| self.seconds(work)).sum()
     }
 
-    /// When a refused client should come again: after the running work, within bounds.
-    #[must_use]
-    pub fn retry_seconds(&self, running: Option<Work>) -> f64 {
-        let (min, max) = RETRY_SECONDS;
-        running.and_then(|work| self.seconds(work)).unwrap_or(min).clamp(min, max)
-    }
-
     fn step_seconds(&self, latent_size: Size, calls_per_step: u32) -> Option<f64> {
         if let Some(seconds) = self.steps.get(&(latent_size, calls_per_step)) {
             return Some(*seconds);
@@ -123,7 +113,6 @@ mod tests {
         let times = StepTimes::default();
         assert_eq!(times.seconds(work(SMALL, 1, 8, 1)), None);
         assert_eq!(times.total_seconds([work(SMALL, 1, 8, 1)]), 0.0);
-        assert_eq!(times.retry_seconds(Some(work(SMALL, 1, 8, 1))), 1.0);
     }
 
     #[test]
@@ -145,14 +134,5 @@ mod tests {
         }
         let seconds = times.seconds(work(SMALL, 1, 1, 0)).unwrap();
         assert!((1.9..2.0).contains(&seconds), "{seconds}");
-    }
-
-    #[test]
-    fn the_retry_hint_is_bounded() {
-        let mut times = StepTimes::default();
-        times.record_step(SMALL, 1, 1, 10.0);
-        assert_eq!(times.retry_seconds(Some(work(SMALL, 1, 3, 0))), 30.0);
-        assert_eq!(times.retry_seconds(Some(work(SMALL, 1, 300, 0))), 60.0);
-        assert_eq!(times.retry_seconds(None), 1.0);
     }
 }

@@ -116,6 +116,8 @@ pub struct Request {
     pub reproducible: bool,
     /// The caller's id; empty when it gave none.
     pub request_id: String,
+    /// Tokens of the longer of both prompts with the chat template, as the engine cuts them.
+    pub caption_tokens: u32,
     /// Sentences about what was changed.
     pub warnings: Vec<String>,
 }
@@ -127,10 +129,10 @@ impl Request {
         self.seed.wrapping_add(index)
     }
 
-    /// The images to be made, in order.
+    /// Image `index`.
     #[must_use]
-    pub fn specs(&self) -> Vec<ImageSpec> {
-        let spec = |index| ImageSpec {
+    pub fn spec(&self, index: u32) -> ImageSpec {
+        ImageSpec {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
             latent_size: self.latent_size,
@@ -139,8 +141,13 @@ impl Request {
             guidance: self.guidance,
             seed: self.image_seed(index),
             scheduler: self.scheduler,
-        };
-        (0..self.count).map(spec).collect()
+        }
+    }
+
+    /// The images to be made, in order.
+    #[must_use]
+    pub fn specs(&self) -> Vec<ImageSpec> {
+        (0..self.count).map(|index| self.spec(index)).collect()
     }
 
     /// Images of this request that are made together, at least 1.
@@ -221,10 +228,19 @@ pub fn parse(
         violations.add("priority", format!("must be -100 to 100, found {}", raw.priority));
     }
     violations.request_id(&raw.request_id);
+    let mut caption_tokens = 0;
     if violations.is_empty() {
-        match count_tokens(&raw.prompt) {
-            Ok(tokens) => warnings.extend(cut_warning(tokens, rules.model.max_prompt_tokens)),
-            Err(reason) => violations.add("prompt", format!("cannot be turned into tokens: {reason}")),
+        let max_tokens = rules.model.max_prompt_tokens;
+        let mut count = |field, text: &str| match count_tokens(text) {
+            Ok(tokens) => Some(tokens).inspect(|&tokens| caption_tokens = caption_tokens.max(tokens)),
+            Err(reason) => {
+                violations.add(field, format!("cannot be turned into tokens: {reason}"));
+                None
+            }
+        };
+        warnings.extend(count("prompt", &raw.prompt).and_then(|tokens| cut_warning(tokens, max_tokens)));
+        if guidance.scale > 0.0 {
+            count("negative_prompt", &raw.negative_prompt);
         }
     }
     violations.into_result()?;
@@ -247,6 +263,7 @@ pub fn parse(
         preview_every: raw.preview_every,
         reproducible: raw.reproducible,
         request_id: raw.request_id,
+        caption_tokens: u32::try_from(caption_tokens).unwrap_or(u32::MAX).min(rules.model.max_prompt_tokens),
         warnings,
     })
 }
@@ -279,6 +296,21 @@ fn guidance(raw: &RawRequest, rules: &Rules, violations: &mut Violations, warnin
         }
     }
     Guidance::OFF
+}
+
+#[cfg(test)]
+impl Request {
+    /// A request that tests change.
+    pub(crate) fn example() -> Self {
+        let model = crate::rules::ModelLimits {
+            size_multiple: 16,
+            max_prompt_tokens: 512,
+            max_size: Size { width: 2048, height: 2048 },
+        };
+        let rules = Rules::new(crate::rules::RuleSettings::default(), model).unwrap();
+        let raw = RawRequest { prompt: "a red apple".into(), ..RawRequest::default() };
+        parse(raw, &rules, 0, &|text| Ok(text.split_whitespace().count())).unwrap()
+    }
 }
 
 #[cfg(test)]

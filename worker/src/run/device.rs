@@ -1,7 +1,11 @@
 //! Binds the worker to its device before anything listens: which card it is, and the profile that suits it.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
+use imagegen_core::memory::{DeviceMemory, ReadDeviceMemory};
 use tracing::info;
 
 use super::ServeError;
@@ -48,4 +52,16 @@ pub(super) async fn bind(
         "Bound to the device."
     );
     Ok(Bound { sampler, profile: choice.profile })
+}
+
+/// Asks the device itself, each time: the numbers must fit those of the allocator, which are of this moment.
+pub(super) fn reading(options: &ProbeOptions) -> ReadDeviceMemory {
+    let probe = Mutex::new(options.probe());
+    std::sync::Arc::new(move || {
+        let sample = probe.lock().unwrap_or_else(PoisonError::into_inner).sample();
+        sample.memory.map_or(DeviceMemory::UNKNOWN, |memory| DeviceMemory {
+            usable_total_bytes: memory.usable_total_bytes(),
+            used_bytes: memory.used_bytes,
+        })
+    })
 }

@@ -18,11 +18,13 @@ pub struct Script {
     pub weight_bytes: u64,
     pub text_encoder_seconds: f64,
     pub step_seconds: f64,
+    pub batch_seconds: f64,
     pub step_seconds_by_size: BTreeMap<String, f64>,
     pub decode_seconds: f64,
     pub size_multiple: u32,
     pub max_prompt_tokens: u32,
     pub max_size: String,
+    pub memory: Option<ScriptedMemory>,
     pub faults: Vec<Fault>,
 }
 
@@ -34,17 +36,19 @@ impl Default for Script {
             weight_bytes: 1_000_000,
             text_encoder_seconds: 0.0,
             step_seconds: 0.0,
+            batch_seconds: 0.0,
             step_seconds_by_size: BTreeMap::new(),
             decode_seconds: 0.0,
             size_multiple: 16,
             max_prompt_tokens: 512,
             max_size: "2048x2048".into(),
+            memory: None,
             faults: Vec::new(),
         }
     }
 }
 
-/// Something that goes wrong once.
+/// Something that goes wrong, once unless it says otherwise.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "documented as a whole in the module")]
@@ -54,6 +58,38 @@ pub struct Fault {
     #[serde(default)]
     pub step: Option<u32>,
     pub kind: FaultKind,
+    #[serde(default = "once")]
+    pub times: u32,
+}
+
+const fn once() -> u32 {
+    1
+}
+
+/// The memory of the device, and what of it the engine needs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented as a whole in the module")]
+pub struct ScriptedMemory {
+    pub total_bytes: u64,
+    #[serde(default)]
+    pub overhead_bytes: u64,
+    pub bytes_per_pixel: f64,
+    #[serde(default)]
+    pub decode_bytes_per_pixel: f64,
+    #[serde(default)]
+    pub leak_bytes: u64,
+    #[serde(default)]
+    pub foreign: Vec<Foreign>,
+}
+
+/// What other processes hold from some batch on.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented as a whole in the module")]
+pub struct Foreign {
+    pub from_batch: u64,
+    pub bytes: u64,
 }
 
 /// Where it goes wrong.

@@ -92,13 +92,23 @@ async fn passing_the_deadline_frees_the_engine_within_two_steps() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_too_long_is_refused_with_a_retry_hint() {
-    let worker = Worker::ready("step_seconds: 0.1", &["--queue-max-wait=200ms"]).await;
+    let flags = ["--queue-max-wait=200ms", "--queue-max-holdup=100ms"];
+    let worker = Worker::ready("step_seconds: 0.3", &flags).await;
     let mut client = worker.client().await;
-    let _running = running(&mut client, endless()).await;
-    let (waiting, _) = accepted(&mut client, apple()).await;
+    // Before the first step is measured, nobody knows how long the wait will be.
+    let (_running, _) = accepted(&mut client, endless()).await;
+    let (waiting, _) = accepted(&mut client, endless()).await;
     let status = listen(waiting).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.get_error_details().retry_info().is_some(), "{status:?}");
+    eventually("a step is measured", || async { worker.metric("imagegen_worker_step_seconds_count").await >= 1.0 })
+        .await;
+    // From then on it is told at once, with when to come again.
+    let status = client.generate(endless()).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.message().starts_with("the wait is about"), "{status:?}");
+    assert!(status.get_error_details().retry_info().is_some(), "{status:?}");
+    assert_eq!(worker.metric("imagegen_worker_refusals_total{reason=\"wait_too_long\"}").await, 1.0);
     assert_eq!(worker.metric("imagegen_worker_queued_requests").await, 0.0);
 }
 

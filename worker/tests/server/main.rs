@@ -8,7 +8,9 @@ mod faults;
 mod gpu;
 mod harness;
 mod life;
+mod memory;
 mod observe;
+mod report;
 mod requests;
 mod security;
 #[cfg(feature = "torch")]

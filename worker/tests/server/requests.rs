@@ -230,11 +230,3 @@ async fn the_model_tells_what_is_in_force_and_who_said_so() {
     assert_eq!(setting("log"), ("info".into(), "BuiltIn".into()));
     assert_eq!(setting("buckets"), ("256x256@2,512x512@1".into(), "Flag".into()));
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_estimate_is_not_there_yet_and_says_what_to_do() {
-    let worker = Worker::ready("", &[]).await;
-    let status = worker.client().await.estimate(apple()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
-    assert!(status.message().contains("Accepted.eta_seconds"), "{status:?}");
-}

@@ -23,12 +23,12 @@ use crate::harness::{PATIENCE, Worker, apple, eventually, generate, listen, runn
 /// The name that every server certificate here is for.
 const NAME: &str = "turbo.default.imagegen.internal";
 
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
-struct Identity {
+pub(crate) struct Identity {
     certificate: String,
     key: String,
 }
@@ -54,7 +54,7 @@ impl Authority {
         self.issue(ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    fn client(&self) -> Identity {
+    pub(crate) fn client(&self) -> Identity {
         self.issue(ExtendedKeyUsagePurpose::ClientAuth)
     }
 }
@@ -66,7 +66,11 @@ fn write(folder: &Path, identity: &Identity, authority: &Authority) {
 }
 
 /// A connection that trusts `authority`, and shows `identity`.
-async fn connect(address: std::net::SocketAddr, authority: &Authority, identity: Option<&Identity>) -> Option<Channel> {
+pub(crate) async fn connect(
+    address: std::net::SocketAddr,
+    authority: &Authority,
+    identity: Option<&Identity>,
+) -> Option<Channel> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -162,14 +166,14 @@ async fn tokens_are_asked_for_and_read_again() {
     assert_eq!(code(Some("old")).await, Code::Unauthenticated);
 }
 
-async fn admin_worker(folder: &Path, script: &str) -> (Worker, Authority) {
+pub(crate) async fn admin_worker(folder: &Path, script: &str) -> (Worker, Authority) {
     let authority = Authority::new();
     write(folder, &authority.server(), &authority);
     let worker = Worker::ready(script, &[&format!("--admin-tls-dir={}", folder.display())]).await;
     (worker, authority)
 }
 
-async fn next(reports: &mut Streaming<WorkerReport>, state: WorkerState) -> WorkerReport {
+pub(crate) async fn next(reports: &mut Streaming<WorkerReport>, state: WorkerState) -> WorkerReport {
     let reached = async {
         loop {
             let report = reports.message().await.unwrap().unwrap();
