@@ -145,33 +145,6 @@ pub trait Engine {
     /// Any [`EngineError`].
     fn decode(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError>;
 
-    /// What the allocator holds now.
-    fn allocator(&self) -> AllocatorStats;
-
-    /// Starts new peaks at what is held now.
-    fn reset_peaks(&mut self);
-
-    /// Gives cached blocks back to the driver. Only between batches: it waits for the device.
-    fn trim(&mut self);
-
-    /// Most bytes that the allocator may hold from now on. What is held already stays.
-    fn limit_memory(&mut self, bytes: u64);
-
-    /// Frees what [`step`](Self::step) can make again: the batch keeps its latents and caption features.
-    fn suspend(&mut self, batch: &mut Self::Batch);
-
-    /// Leaves only these images in the batch, in this order. Indices are those of the batch as it is now.
-    ///
-    /// # Errors
-    /// Any [`EngineError`].
-    fn keep(&mut self, batch: &mut Self::Batch, images: &[usize]) -> Result<(), EngineError>;
-
-    /// The images one by one, each at its last completed step; for going on alone after a shared failure.
-    ///
-    /// # Errors
-    /// Any [`EngineError`].
-    fn split(&mut self, batch: Self::Batch) -> Result<Vec<Self::Batch>, EngineError>;
-
     /// What image `index` of the batch will look like, as far as it can be told now: small, cropped in proportion, and
     /// cheap. Changes nothing.
     ///
