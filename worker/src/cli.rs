@@ -13,7 +13,6 @@ use imagegen_telemetry::logging::LogArgs;
 
 pub use crate::{
     allocator::AllocatorArgs,
-    convert::StoredPrecision,
     device::{Device, Precision, VaeTiling},
 };
 

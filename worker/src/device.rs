@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use imagegen_core::allocator::Allocator;
+
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
@@ -78,7 +80,11 @@ pub(crate) struct EngineSettings {
     /// Where the model runs.
     pub(crate) device: Device,
     /// CPU threads of libtorch. Absent: the CPU limit.
-    pub(crate) threads: Option<usize>,
+    pub threads: Option<usize>,
+    /// What the environment asks the GPU's allocator for. Absent: nothing.
+    pub allocator: Option<Allocator>,
+    /// Random weights in place of the checkpoint's.
+    pub random_weights: bool,
 }
 
 /// Numbers that the weights are kept in.

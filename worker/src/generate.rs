@@ -109,7 +109,9 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
     negative.map_err(|error| GenerateError::Usage(format!("--negative-prompt {error}")))?;
     let engine = engine.unwrap_or(EngineChoice::Torch);
     check_engine(&engine, random_weights, development).map_err(GenerateError::Usage)?;
-    let settings = EngineSettings { precision, vae_tiling, device, threads };
+    let variable = std::env::var(imagegen_core::allocator::VARIABLE).ok();
+    let allocator = AllocatorArgs::default().asked(device, variable.as_deref()).map_err(GenerateError::Usage)?;
+    let settings = EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights };
     let mut console = Console::new();
     match engine {
         EngineChoice::Scripted(file) => {
@@ -122,19 +124,14 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
         }
         #[cfg(feature = "torch")]
         EngineChoice::Torch => {
-            let weights = crate::torch::weights(model, random_weights).map_err(GenerateError::Usage)?;
-            let variable = std::env::var(imagegen_core::allocator::VARIABLE).ok();
-            let allocator =
-                AllocatorArgs::default().asked(device, variable.as_deref()).map_err(GenerateError::Usage)?;
-            let options = crate::torch::options(weights, settings, allocator);
+            let options = crate::torch::options(model, settings).map_err(GenerateError::Usage)?;
             let loaded = crate::torch::load(&options, &mut |progress| console.loading(progress));
             let mut engine = loaded.map_err(|error| GenerateError::Load(error.to_string()))?;
             make(&mut engine, raw, &output, &mut console)
         }
         #[cfg(not(feature = "torch"))]
         EngineChoice::Torch => {
-            let EngineSettings { precision, vae_tiling, device, threads } = settings;
-            let unused = (model, random_weights, precision, vae_tiling, device, threads);
+            let unused = (model, settings);
             Err(GenerateError::Usage(format!("this binary was built without libtorch and cannot use {unused:?}")))
         }
     }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use imagegen_core::{
-    allocator::Allocator,
     memory::ReadDeviceMemory,
     pressure::Targets,
     rules::{Limits, RuleSettings},
@@ -278,10 +277,10 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
             engine_thread::spawn(load, ScriptedEngine::warm, setup, Arc::clone(&dispatcher))
         }
         EngineChoice::Torch => {
-            let engine = EngineSettings { precision, vae_tiling, device, threads };
+            let engine = EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights };
             let key = table_cache::key(model.as_deref(), &engine, &gpu.borrow());
             let setup = setup(device::reading(&options), Some(key));
-            torch_engine(model, random_weights, engine, allocator, setup, &dispatcher)?
+            torch_engine(model, engine, setup, &dispatcher)?
         }
     };
     let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
@@ -353,14 +352,12 @@ type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
 #[cfg(feature = "torch")]
 fn torch_engine(
     model: Option<PathBuf>,
-    random_weights: bool,
     settings: EngineSettings,
     allocator: Option<Allocator>,
     setup: Setup,
     dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
-    let weights = crate::torch::weights(model, random_weights).map_err(ServeError::Settings)?;
-    let options = crate::torch::options(weights, settings, allocator);
+    let options = crate::torch::options(model, settings).map_err(ServeError::Settings)?;
     let load = move |progress: &mut dyn FnMut(_)| crate::torch::load(&options, progress);
     Ok(engine_thread::spawn(load, |_| (), setup, Arc::clone(dispatcher)))
 }
@@ -368,7 +365,6 @@ fn torch_engine(
 #[cfg(not(feature = "torch"))]
 fn torch_engine(
     _model: Option<PathBuf>,
-    _random_weights: bool,
     _settings: EngineSettings,
     _allocator: Option<Allocator>,
     _setup: Setup,

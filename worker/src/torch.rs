@@ -39,32 +39,19 @@ pub(crate) struct Options {
     allocator: Option<Allocator>,
 }
 
-/// The weights that the command line means: those of a folder, or random ones.
-pub(crate) enum Weights {
-    Folder(PathBuf),
-    /// Of the architecture in this folder, or else of the built-in one.
-    Random(Option<PathBuf>),
-}
-
-/// What `--model` and `--random-weights` mean together.
+/// The options that the command line means.
 ///
 /// # Errors
-/// The sentence for the user, when there is neither.
-pub(crate) fn weights(model: Option<PathBuf>, random: bool) -> Result<Weights, String> {
-    match model {
-        model if random => Ok(Weights::Random(model)),
-        Some(folder) => Ok(Weights::Folder(folder)),
-        None => Err("--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint".into()),
-    }
-}
-
-/// The options that the command line means; `allocator` is what the environment asks libtorch for.
-pub(crate) fn options(weights: Weights, settings: EngineSettings, allocator: Option<Allocator>) -> Options {
-    let EngineSettings { precision, vae_tiling, device, threads } = settings;
-    let mut load = match weights {
-        Weights::Folder(folder) => LoadOptions::new(folder),
-        Weights::Random(folder) => LoadOptions { random_weights: true, ..LoadOptions::new(folder.unwrap_or_default()) },
+/// The sentence for the user, when it names no weights.
+pub(crate) fn options(model: Option<PathBuf>, settings: EngineSettings) -> Result<Options, String> {
+    let EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights } = settings;
+    let folder = match model {
+        Some(folder) => folder,
+        // Of the built-in architecture.
+        None if random_weights => PathBuf::new(),
+        None => return Err("--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint".into()),
     };
+    let mut load = LoadOptions { random_weights, ..LoadOptions::new(folder) };
     load.precision = match precision.unwrap_or(device.suited_precision()) {
         Precision::Float32 => imagegen_model::Precision::Float32,
         Precision::BFloat16 => imagegen_model::Precision::BFloat16,
@@ -79,7 +66,7 @@ pub(crate) fn options(weights: Weights, settings: EngineSettings, allocator: Opt
         Device::Cuda(index) => imagegen_model::Device::Cuda(index as usize),
     };
     load.threads = NonZeroUsize::new(threads.unwrap_or_else(crate::settings::default_threads));
-    Options { load, device, allocator }
+    Ok(Options { load, device, allocator })
 }
 
 /// Loads the model; blocks for seconds to minutes.

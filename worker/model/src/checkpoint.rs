@@ -45,11 +45,7 @@ impl Settings {
             pipeline,
             scheduler: SchedulerConfig::read(dir)?,
             tokenizer: Tokenizer::read(dir)?,
-            configs: Configs {
-                text_encoder: TextEncoderConfig::read(dir)?,
-                transformer: TransformerConfig::read(dir)?,
-                vae: VaeConfig::read(dir)?,
-            },
+            configs: Configs::read(dir)?,
         })
     }
 }
@@ -92,12 +88,11 @@ impl Checkpoint {
         let dir = &options.model_dir;
         let Settings { pipeline, tokenizer, scheduler, configs } =
             if options.has_built_in_model() { random::turbo()? } else { Settings::read(dir)? };
-        configs.agree(dir)?;
         let _sequence = options.random_weights.then(random::start);
         let (kind, vae_kind) = (options.precision.kind(), options.vae_precision.unwrap_or(options.precision).kind());
         let device = options.device.tch();
         let (networks, tallies) =
-            configs.networks(dir, options.random_weights, device, |text_encoder, transformer, vae| {
+            configs.networks(&weight_files(options), device, |text_encoder, transformer, vae| {
                 let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
                 let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
                 let mut loaded_bytes = 0;
@@ -132,10 +127,11 @@ impl Checkpoint {
     /// # Errors
     /// When [`Self::read`] would fail over a file.
     pub(crate) fn check(options: &LoadOptions) -> Result<(), LoadError> {
-        let dir = &options.model_dir;
-        let Settings { configs, .. } = Settings::read(dir)?;
-        configs.agree(dir)?;
-        configs.networks(dir, false, options.device.tch(), |text_encoder, transformer, vae| {
+        let dir = existing_folder(&options.model_dir)?;
+        ModelIndex::read(dir)?;
+        SchedulerConfig::read(dir)?;
+        Tokenizer::read(dir)?;
+        Configs::read(dir)?.networks(&weight_files(options), options.device.tch(), |text_encoder, transformer, vae| {
             text_encoder.check()?;
             transformer.check()?;
             vae.check().map(|_| ())
@@ -147,8 +143,7 @@ impl Configs {
     /// What `work` does with the three networks, whose weight files are opened for it, or random weights made.
     fn networks<T>(
         &self,
-        dir: &Path,
-        random: bool,
+        open: &dyn Fn(&str, &str) -> Result<Shards, LoadError>,
         device: tch::Device,
         work: impl FnOnce(
             Network<'_, TextEncoder>,
@@ -156,10 +151,6 @@ impl Configs {
             Network<'_, VaeDecoder>,
         ) -> Result<T, LoadError>,
     ) -> Result<T, LoadError> {
-        let open = |folder: &str, stem: &str| match random {
-            true => Ok(Shards::random()),
-            false => Shards::open(&dir.join(folder), stem),
-        };
         let shards = open("text_encoder", "model")?;
         let text_encoder = Network {
             component: "text_encoder",
@@ -222,6 +213,14 @@ impl Configs {
         const DIFFUSERS_MAX_SEQUENCE_LENGTH: i64 = 512;
         let table = (self.transformer.axes_lens[0] - 2) / 32 * 32;
         DIFFUSERS_MAX_SEQUENCE_LENGTH.min(table).min(self.text_encoder.max_position_embeddings)
+    }
+}
+
+/// Opens the weight files of a part by its folder and the stem of their names.
+fn weight_files(options: &LoadOptions) -> impl Fn(&str, &str) -> Result<Shards, LoadError> {
+    |folder, stem| match options.random_weights {
+        true => Ok(Shards::random()),
+        false => Shards::open(&options.model_dir.join(folder), stem),
     }
 }
 

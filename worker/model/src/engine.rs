@@ -1,6 +1,7 @@
-//! The model as an [`Engine`], and the only place where panics of libtorch are caught.
+//! The model as an [`Engine`].
 
 mod batch;
+mod guard;
 mod memory;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +13,7 @@ use tch::Tensor;
 
 pub use self::batch::TorchBatch;
 use self::batch::{Image, Pace};
+use self::guard::guard;
 use self::memory::Memory;
 use crate::checkpoint::Checkpoint;
 use crate::config::{SchedulerConfig, TransformerConfig};
@@ -231,21 +233,6 @@ impl Engine for TorchEngine {
         })
     }
 
-    fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
-        let size = batch.size(index)?;
-        let size = Size { width: size.width.div_ceil(self.vae_scale), height: size.height.div_ceil(self.vae_scale) };
-        if self.latent_to_rgb.is_none() {
-            let fit = || LatentToRgb::fit(&self.vae, self.latent_channels, self.vae_scale, self.device);
-            self.latent_to_rgb = Some(self.guard(Stage::Vae, fit)?);
-        }
-        let Some(colours) = &self.latent_to_rgb else { unreachable!("it was made above") };
-        self.guard(Stage::Vae, || {
-            let foreseen = batch.schedule.foresee(&batch.latents, &batch.history, batch.steps_done);
-            let latents = foreseen.narrow(0, i64::try_from(index).unwrap_or(i64::MAX), 1);
-            top_left(&colours.pixels(&latents), size)
-        })
-    }
-
     fn allocator(&self) -> AllocatorStats {
         self.memory.stats()
     }
@@ -280,6 +267,20 @@ impl Engine for TorchEngine {
     fn split(&mut self, batch: Self::Batch) -> Result<Vec<Self::Batch>, EngineError> {
         self.guard(Stage::Transformer, || batch.split())
     }
+
+    fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
+        let size = batch.size(index)?;
+        let size = Size { width: size.width.div_ceil(self.vae_scale), height: size.height.div_ceil(self.vae_scale) };
+        let memory = self.memory;
+        guard(memory, Stage::Vae, || {
+            let colours = self
+                .latent_to_rgb
+                .get_or_insert_with(|| LatentToRgb::fit(&self.vae, self.latent_channels, self.vae_scale, self.device));
+            let foreseen = batch.schedule.foresee(&batch.latents, &batch.history, batch.steps_done);
+            let latents = foreseen.narrow(0, i64::try_from(index).unwrap_or(i64::MAX), 1);
+            top_left(&colours.pixels(&latents), size)
+        })
+    }
 }
 
 /// The top left part of bytes `[H, W, 3]`, brought from the device.
@@ -294,16 +295,6 @@ fn top_left(pixels: &Tensor, size: Size) -> RgbImage {
 /// Latent pixels on a side of a patch.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is 2")]
 const PATCH: u32 = TransformerConfig::PATCH_SIZE as u32;
-
-/// Runs a piece of the model, and turns a panic of libtorch into what it means.
-fn guard<T>(memory: Memory, stage: Stage, run: impl FnOnce() -> T) -> Result<T, EngineError> {
-    let before = memory.mark();
-    let run = AssertUnwindSafe(|| {
-        let _no_grad = tch::no_grad_guard();
-        run()
-    });
-    catch_unwind(run).map_err(|panic| memory.explain(classify(stage, &panic_message(&*panic)), before))
-}
 
 /// Opens CUDA when it is asked for.
 fn check_device(device: Device) -> Result<Memory, LoadError> {
@@ -327,25 +318,6 @@ mod tests {
         const fn send<T: Send>() {}
         const { send::<TorchEngine>() };
         const { send::<TorchBatch>() };
-    }
-
-    #[test]
-    fn a_panic_of_libtorch_becomes_an_error_that_names_its_stage() {
-        let wrong =
-            || Tensor::zeros([2, 3], (tch::Kind::Float, tch::Device::Cpu)).matmul(&Tensor::from_slice(&[1.0f32]));
-        match guard(Memory::Cpu, Stage::Vae, wrong) {
-            Err(EngineError::Failed { stage: Stage::Vae, detail }) => {
-                assert!(detail.contains("size mismatch"), "{detail}");
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn memory_that_is_not_there_is_out_of_memory() {
-        let huge = || Tensor::empty([1 << 50], (tch::Kind::Float, tch::Device::Cpu));
-        let error = guard(Memory::Cpu, Stage::Transformer, huge).unwrap_err();
-        assert!(matches!(error, EngineError::OutOfMemory { stage: Stage::Transformer, .. }), "{error}");
     }
 
     #[test]

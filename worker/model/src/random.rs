@@ -84,6 +84,7 @@ pub(crate) fn turbo() -> Result<Settings, LoadError> {
                 shift_factor: 0.1159,
                 use_post_quant_conv: false,
                 mid_block_add_attention: true,
+                sample_size: 1024,
             },
         },
     })

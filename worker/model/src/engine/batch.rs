@@ -69,14 +69,14 @@ impl TorchBatch {
         })
     }
 
-    /// Latents after one more step, and what the step after it needs to know of this one.
+    /// Latents and history after one more step.
     pub(super) fn advanced(&mut self, transformer: &Transformer) -> (Tensor, History) {
-        let Self { images, latents, schedule, history, grid, steps_done: step, prepared, .. } = self;
+        let Self { images, latents, schedule, history, grid, steps_done, prepared, .. } = self;
         let prepared =
             prepared.get_or_insert_with(|| Prepared::new(images, schedule, *grid, latents.device(), transformer));
         let model =
             |latents: &Tensor, step: usize| prepared.forward(transformer, latents, step).to_kind(tch::Kind::Float);
-        schedule.advance(latents, history, *step, &model)
+        schedule.advance(latents, history, *steps_done, &model)
     }
 
     /// Drops what [`Self::advanced`] can make again.
@@ -88,8 +88,8 @@ impl TorchBatch {
     pub(super) fn keep(&mut self, indices: &[usize]) {
         let rows: Vec<i64> = indices.iter().map(|&index| i64::try_from(index).unwrap_or(i64::MAX)).collect();
         let rows = Tensor::from_slice(&rows).to_device(self.latents.device());
-        self.latents = self.latents.index_select(0, &rows);
-        self.history = self.history.select(&rows);
+        let select = |tensor: &Tensor| tensor.index_select(0, &rows);
+        (self.latents, self.history) = (select(&self.latents), self.history.map(select));
         self.images = indices.iter().map(|&index| self.images[index].shallow_clone()).collect();
         self.forget();
     }
@@ -97,14 +97,15 @@ impl TorchBatch {
     /// The images one by one. Takes no memory: the parts are views of the same latents.
     pub(super) fn split(mut self) -> Vec<Self> {
         self.forget();
-        let parts = self.latents.split(1, 0);
-        let alone = |(index, (image, latents))| Self {
-            history: self.history.at(index),
-            steps_done: self.steps_done,
-            pace: self.pace.fresh(),
-            ..Self::new(vec![image], latents, self.schedule.clone(), self.grid, Pace::Immediate)
+        let alone = |(index, image)| {
+            let part = |tensor: &Tensor| tensor.narrow(0, index, 1);
+            Self {
+                history: self.history.map(part),
+                steps_done: self.steps_done,
+                ..Self::new(vec![image], part(&self.latents), self.schedule.clone(), self.grid, self.pace.fresh())
+            }
         };
-        (0..).zip(self.images.into_iter().zip(parts)).map(alone).collect()
+        (0..).zip(self.images).map(alone).collect()
     }
 }
 

@@ -70,7 +70,7 @@ impl Memory {
         if let Some(FailedAllocation { asked_bytes, free_bytes, .. }) = failure
             && !detail.contains("Tried to allocate")
         {
-            detail = format!("{detail} (asked for {asked_bytes} bytes, {free_bytes} bytes were free)");
+            detail = format!("{detail} (tried to allocate {asked_bytes} bytes, {free_bytes} bytes were free)");
         }
         EngineError::OutOfMemory { stage, detail }
     }

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use imagegen_core::engine::AllocatorStats;
 
+pub use super::event::Event;
 use super::{FailedAllocation, ShimError, ffi};
 
 /// The shared object that build.rs made; empty when it could not.
@@ -213,7 +214,7 @@ impl Cuda {
         let mut event = ptr::null_mut();
         // SAFETY: it writes the pointer.
         ffi::check(unsafe { (self.functions.event_create)(self.index, &raw mut event) })?;
-        Ok(Event { cuda: self, event })
+        Ok(Event::new(self.functions, self.index, event))
     }
 
     /// What CUDA says of the GPU.
@@ -240,65 +241,6 @@ impl Cuda {
             compute_capability: (device.major, device.minor),
             multiprocessors: device.multiprocessors,
         })
-    }
-}
-
-/// A point in a stream.
-#[derive(Debug)]
-pub struct Event {
-    cuda: Cuda,
-    event: *mut c_void,
-}
-
-// SAFETY: CUDA's runtime lets any thread use an event; this is the only handle of it.
-unsafe impl Send for Event {}
-
-impl Event {
-    /// Puts it behind all work that this thread gave to the device, in place of where it was.
-    ///
-    /// # Errors
-    /// When the device is broken.
-    pub fn record(&self) -> Result<(), ShimError> {
-        // SAFETY: the event lives.
-        ffi::check(unsafe { (self.cuda.functions.event_record)(self.cuda.index, self.event) })
-    }
-
-    /// Waits until the device gets there; at once for one that was never recorded.
-    ///
-    /// # Errors
-    /// What went wrong in the work before it.
-    pub fn synchronize(&self) -> Result<(), ShimError> {
-        // SAFETY: the event lives.
-        ffi::check(unsafe { (self.cuda.functions.event_synchronize)(self.event) })
-    }
-
-    /// Whether the device got there.
-    ///
-    /// # Errors
-    /// What went wrong in the work before it.
-    pub fn is_done(&self) -> Result<bool, ShimError> {
-        let mut done = false;
-        // SAFETY: the event lives; the flag is written.
-        ffi::check(unsafe { (self.cuda.functions.event_query)(self.event, &raw mut done) })?;
-        Ok(done)
-    }
-
-    /// Seconds of the device from here to `end`. Both must be done.
-    ///
-    /// # Errors
-    /// When one is not done or was never recorded.
-    pub fn seconds_until(&self, end: &Self) -> Result<f64, ShimError> {
-        let mut milliseconds = 0.0;
-        // SAFETY: the events live; the number is written.
-        ffi::check(unsafe { (self.cuda.functions.event_elapsed)(self.event, end.event, &raw mut milliseconds) })?;
-        Ok(f64::from(milliseconds) / 1000.0)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: the event lives until here. CUDA frees it once the device is past it.
-        unsafe { (self.cuda.functions.event_destroy)(self.event) }
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod cpu;
 pub mod cuda;
+mod event;
 mod ffi;
 
 /// What a C++ function of libtorch threw, in its own words without the backtrace.

@@ -58,13 +58,13 @@ impl Shards {
         Ok(shards)
     }
 
-    pub(super) fn files(&self) -> &[Mapped] {
-        &self.files
-    }
-
     /// Stands for files that hold random numbers under every name.
     pub(crate) fn random() -> Self {
         Self { source: PathBuf::new(), files: Vec::new(), file_of: HashMap::new(), random: true }
+    }
+
+    pub(super) fn files(&self) -> &[Mapped] {
+        &self.files
     }
 
     /// Whether a tensor of this name is there.
