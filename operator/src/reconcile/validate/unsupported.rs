@@ -18,7 +18,7 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let mixed =
         weights == Some(TextEncoderWeights::BFloat16) && super::settings::precision(spec).value == Precision::Float32;
 
-    let table: [(bool, &str, String); 15] = [
+    let table: [(bool, &str, String); 10] = [
         (
             spec.model.source.hugging_face.is_some(),
             "model.source.huggingFace",
@@ -40,16 +40,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "allocator settings are not there yet: leave the field out, workers then use ExpandableSegments".into(),
         ),
         (
-            worker.memory_limit_ratio.is_some(),
-            "worker.memoryLimitRatio",
-            "a limit of device memory is not there yet: leave the field out".into(),
-        ),
-        (
-            worker.queue.as_ref().is_some_and(|queue| queue.max_holdup.is_some()),
-            "worker.queue.maxHoldup",
-            "suspending a big image for small ones is not there yet: leave the field out".into(),
-        ),
-        (
             residency.is_some(),
             "worker.textEncoder.residency",
             "offloading the text encoder is not there yet: leave the field out or set Resident".into(),
@@ -63,11 +53,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             mixed,
             "worker.textEncoder.weights",
             "a text encoder in another number format than the model is not there yet: leave the field out, or set model.precision: BFloat16".into(),
-        ),
-        (
-            worker.pool_overhead.is_some(),
-            "worker.poolOverhead",
-            "trimming the allocator's pool is not there yet: leave the field out".into(),
         ),
         (
             operator_mode,
