@@ -127,12 +127,9 @@ fn allocator_settings_that_only_the_schema_stops_are_refused_all_the_same() {
 )]
 #[case::float8("model: {source: {hostPath: {path: /m}}, precision: Float8}", "spec.model.precision")]
 #[case::a_dra_claim(&with("worker: {gpu: {claim: {resourceClaimTemplateName: g}}}"), "spec.worker.gpu.claim")]
-#[case::a_memory_limit(&with("worker: {memoryLimitRatio: 0.9}"), "spec.worker.memoryLimitRatio")]
-#[case::a_holdup(&with("worker: {queue: {maxHoldup: 5s}}"), "spec.worker.queue.maxHoldup")]
 #[case::offloading(&with("worker: {textEncoder: {residency: Offloaded}}"), "spec.worker.textEncoder.residency")]
 #[case::small_weights(&with("worker: {textEncoder: {weights: Int4}}"), "spec.worker.textEncoder.weights")]
 #[case::mixed_weights(&with("worker: {device: Cpu, textEncoder: {weights: BFloat16}}"), "spec.worker.textEncoder.weights")]
-#[case::pool_overhead(&with("worker: {poolOverhead: {trimAbove: 0.3}}"), "spec.worker.poolOverhead")]
 #[case::the_operators_way_to_zero(&with("autoscaling: {mode: Operator, minReplicas: 0, maxReplicas: 3}"), "spec.autoscaling.minReplicas")]
 #[case::scale_to_zero(&with("autoscaling: {mode: Disabled, minReplicas: 0, scaleToZero: {maxHeld: 3}}"), "spec.autoscaling.scaleToZero")]
 fn what_is_not_served_yet_is_refused_by_name(#[case] spec: &str, #[case] field: &str) {

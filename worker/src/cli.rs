@@ -13,6 +13,7 @@ use imagegen_telemetry::logging::LogArgs;
 
 pub use crate::{
     allocator::AllocatorArgs,
+    convert::StoredPrecision,
     device::{Device, Precision, VaeTiling},
 };
 

@@ -51,7 +51,7 @@ pub struct WorkerSpec {
     /// Settings of the CUDA caching allocator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocator: Option<AllocatorSpec>,
-    /// Share of the device memory that a worker may use, 0.1 to 1.
+    /// Share of the device memory that a worker may use, 0.1 to 1; what other processes hold is taken off. Absent: 0.92.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.1, max = 1.0))]
     pub memory_limit_ratio: Option<f64>,
@@ -212,6 +212,7 @@ pub struct Bucket {
 /// The queue of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.maxHoldup) || duration(self.maxHoldup) < duration(has(self.maxWait) ? self.maxWait : '120s')").message("maxHoldup must be shorter than maxWait: a request that was held up for so long would be refused before its turn"))]
 pub struct QueueSpec {
     /// Most waiting requests, 1 to 10000. Absent: 64.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -221,9 +222,9 @@ pub struct QueueSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = duration_between("1s", "24h"))]
     pub max_wait: Option<Duration>,
-    /// How long a big image may hold up small ones, 0s to 1h.
+    /// How long a big image may hold up small ones, 100ms to 1h and shorter than maxWait. Absent: 5s, or half of maxWait where that is shorter.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = duration_between("0s", "1h"))]
+    #[x_kube(validation = duration_between("100ms", "1h"))]
     pub max_holdup: Option<Duration>,
 }
 
@@ -286,11 +287,11 @@ pub enum TextEncoderWeights {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolOverheadSpec {
-    /// Time between two looks at the pool, 10s to 24h.
+    /// Time between two looks at the pool, 10s to 24h. Absent: 300s.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = duration_between("10s", "24h"))]
     pub check_interval: Option<Duration>,
-    /// Overhead above which the pool is trimmed, 0.05 to 0.95.
+    /// Overhead above which the pool is trimmed, 0.05 to 0.95. Absent: 0.30.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.05, max = 0.95))]
     pub trim_above: Option<f64>,

@@ -74,7 +74,6 @@ pub(crate) fn turbo() -> Result<Settings, LoadError> {
                 axes_lens: vec![1536, 512, 512],
             },
             vae: VaeConfig {
-                sample_size: 1024,
                 latent_channels: 16,
                 out_channels: 3,
                 block_out_channels: vec![128, 256, 512, 512],

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use imagegen_core::{
     breaker,
     engine::{Engine, EngineError},
+    memory::DeviceMemory,
     trim::Moment,
 };
 use tracing::{error, info, warn};
@@ -12,7 +13,7 @@ use tracing::{error, info, warn};
 use super::world::World;
 use crate::dispatcher::Measured;
 
-/// How often the memory is measured while a batch runs.
+/// How often the device is asked.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// Changes of the budget below this share are left alone: readings tremble.
@@ -24,7 +25,7 @@ impl<E: Engine> World<'_, E> {
     /// # Errors
     /// [`EngineError::Fatal`], when an entry of the table is measured again.
     pub(super) fn look_after_memory(&mut self) -> Result<(), EngineError> {
-        self.measure();
+        self.follow(self.measured_at.elapsed() >= MEASURE_EVERY);
         let (now, is_idle) = (self.dispatcher.now(), self.dispatcher.is_idle());
         let decision = self.watch.look(Moment { now, is_idle, idle_since: self.dispatcher.busy_at() });
         if let Some(alert) = decision.alert {
@@ -48,7 +49,11 @@ impl<E: Engine> World<'_, E> {
 
     /// Reads allocator and device, and keeps the allocator's limit at the budget.
     pub(super) fn measure(&mut self) {
-        self.read();
+        self.follow(true);
+    }
+
+    fn follow(&mut self, ask: bool) {
+        self.read(ask);
         if self.memory.device.is_known() {
             let budget_bytes = self.memory.budget_bytes();
             let is_new =
@@ -57,7 +62,7 @@ impl<E: Engine> World<'_, E> {
                 if self.memory.reserved_bytes > budget_bytes {
                     self.engine.trim();
                     self.dispatcher.metrics.trims.inc();
-                    self.read();
+                    self.read(false);
                 }
                 self.engine.limit_memory(budget_bytes);
                 self.limit_bytes = Some(budget_bytes);
@@ -69,7 +74,7 @@ impl<E: Engine> World<'_, E> {
     /// The same within a batch, without changing anything, and not more often than is of use.
     pub(super) fn measure_now_and_then(&mut self) {
         if self.measured_at.elapsed() >= MEASURE_EVERY {
-            self.read();
+            self.read(true);
             self.publish();
         }
     }
@@ -81,10 +86,19 @@ impl<E: Engine> World<'_, E> {
         self.measure();
     }
 
-    fn read(&mut self) {
+    /// Asks the device, which takes milliseconds, or carries its last answer on: our own pool is the part that changes
+    /// from one moment to the next, and the allocator tells it.
+    fn read(&mut self, ask: bool) {
         let allocator = self.engine.allocator();
-        self.memory = self.memory.at((self.device)(), &allocator);
-        self.measured_at = Instant::now();
+        let device = if ask {
+            self.measured_at = Instant::now();
+            (self.device)()
+        } else {
+            let others = self.memory.device.used_bytes.saturating_sub(self.memory.reserved_bytes);
+            let used_bytes = others.saturating_add(allocator.reserved_bytes);
+            DeviceMemory { used_bytes, ..self.memory.device }
+        };
+        self.memory = self.memory.at(device, &allocator);
     }
 
     fn publish(&self) {

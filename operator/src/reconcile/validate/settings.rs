@@ -66,6 +66,8 @@ pub(super) fn resolve(spec: &ImageGenSpec, allocator: Option<&Setting<Allocator>
     let worker = &spec.worker;
     let defaults = spec.model.defaults.clone().unwrap_or_default();
     let queue = worker.queue.clone().unwrap_or_default();
+    let pool = worker.pool_overhead.clone().unwrap_or_default();
+    let scaling = spec.autoscaling.as_ref();
     let precision = precision(spec);
     let queue_max_wait = Setting::spec_or(queue.max_wait, Duration::new(QUEUE_MAX_WAIT));
     let from_spec = |value: String| Setting { value, origin: Origin::Spec };
@@ -100,6 +102,20 @@ pub(super) fn resolve(spec: &ImageGenSpec, allocator: Option<&Setting<Allocator>
         ("profile", "IMAGEGEN_PROFILE", worker.profile.clone().filter(|profile| profile != "auto")),
         ("buckets", "IMAGEGEN_BUCKETS", worker.buckets.as_deref().map(buckets)),
         ("vaeTiling", "IMAGEGEN_VAE_TILING", worker.vae_tiling.map(|tiling| vae_tiling(tiling).to_owned())),
+        ("memoryLimitRatio", "IMAGEGEN_MEMORY_LIMIT_RATIO", worker.memory_limit_ratio.map(|ratio| ratio.to_string())),
+        ("queueMaxHoldup", "IMAGEGEN_QUEUE_MAX_HOLDUP", queue.max_holdup.map(|holdup| holdup.to_string())),
+        ("trimInterval", "IMAGEGEN_TRIM_INTERVAL", pool.check_interval.map(|interval| interval.to_string())),
+        ("trimAbove", "IMAGEGEN_TRIM_ABOVE", pool.trim_above.map(|ratio| ratio.to_string())),
+        (
+            "targetMemoryPressure",
+            "IMAGEGEN_TARGET_MEMORY_PRESSURE",
+            scaling.and_then(|scaling| scaling.target_memory_pressure).map(|target| target.to_string()),
+        ),
+        (
+            "targetQueueWait",
+            "IMAGEGEN_TARGET_QUEUE_WAIT",
+            scaling.and_then(|scaling| scaling.target_queue_wait.as_ref()).map(|target| target.to_string()),
+        ),
         ("maxPixels", "IMAGEGEN_MAX_PIXELS", worker.max_pixels.map(|n| n.to_string())),
         ("maxSteps", "IMAGEGEN_MAX_STEPS", worker.max_steps.map(|n| n.to_string())),
         (

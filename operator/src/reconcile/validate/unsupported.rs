@@ -35,16 +35,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             "dynamic resource allocation is not there yet: use worker.gpu.resource with the resource of a device plugin".into(),
         ),
         (
-            worker.memory_limit_ratio.is_some(),
-            "worker.memoryLimitRatio",
-            "a limit of device memory is not there yet: leave the field out".into(),
-        ),
-        (
-            worker.queue.as_ref().is_some_and(|queue| queue.max_holdup.is_some()),
-            "worker.queue.maxHoldup",
-            "suspending a big image for small ones is not there yet: leave the field out".into(),
-        ),
-        (
             residency.is_some(),
             "worker.textEncoder.residency",
             "offloading the text encoder is not there yet: leave the field out or set Resident".into(),
@@ -58,11 +48,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             mixed,
             "worker.textEncoder.weights",
             "a text encoder in another number format than the model is not there yet: leave the field out, or set model.precision: BFloat16".into(),
-        ),
-        (
-            worker.pool_overhead.is_some(),
-            "worker.poolOverhead",
-            "trimming the allocator's pool is not there yet: leave the field out".into(),
         ),
         (
             to_zero,
