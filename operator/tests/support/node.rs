@@ -9,7 +9,8 @@ use std::{
 
 use futures::Stream;
 use imagegen_proto::v1::{
-    DrainReply, DrainRequest, ResumeReply, ResumeRequest, WatchReportRequest, WorkerReport, WorkerState,
+    AllocatorSnapshotReply, AllocatorSnapshotRequest, DrainReply, DrainRequest, ResumeReply, ResumeRequest, TrimReply,
+    TrimRequest, WatchReportRequest, WorkerReport, WorkerState,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -178,5 +179,16 @@ impl AdminService for Worker {
 
     async fn resume(&self, _request: Request<ResumeRequest>) -> Result<Response<ResumeReply>, Status> {
         Err(Status::unimplemented("no test drains these workers"))
+    }
+
+    async fn trim(&self, _request: Request<TrimRequest>) -> Result<Response<TrimReply>, Status> {
+        Err(Status::unimplemented("there is no allocator"))
+    }
+
+    async fn allocator_snapshot(
+        &self,
+        _request: Request<AllocatorSnapshotRequest>,
+    ) -> Result<Response<AllocatorSnapshotReply>, Status> {
+        Err(Status::unimplemented("there is no allocator"))
     }
 }

@@ -140,7 +140,19 @@ impl Checkpoint {
 }
 
 impl Configs {
-    /// What `work` does with the three networks, whose weight files are opened for it, or random weights made.
+    /// # Errors
+    /// When a file is not as expected, or one network's does not fit another's.
+    fn read(dir: &Path) -> Result<Self, LoadError> {
+        let configs = Self {
+            text_encoder: TextEncoderConfig::read(dir)?,
+            transformer: TransformerConfig::read(dir)?,
+            vae: VaeConfig::read(dir)?,
+        };
+        configs.agree(dir)?;
+        Ok(configs)
+    }
+
+    /// What `work` does with the three networks, whose weight files are opened for it.
     fn networks<T>(
         &self,
         open: &dyn Fn(&str, &str) -> Result<Shards, LoadError>,
