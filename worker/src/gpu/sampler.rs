@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{GpuProbe, GpuSample};
+use super::{CallFailure, GpuProbe, GpuSample};
 
 /// How often the device is read.
 pub(crate) const EVERY: Duration = Duration::from_secs(1);
@@ -92,8 +92,8 @@ fn tell(publish: &watch::Sender<Arc<GpuSample>>, failures: &Failures, sample: Gp
     let now = publish.borrow();
     // Once, not every second.
     match (before.failures.first(), now.failures.first()) {
-        (None, Some(failure)) => {
-            warn!(call = failure.call, reason = failure.reason, "The device cannot be read in full.")
+        (None, Some(CallFailure { call, reason })) => {
+            warn!(call, reason, "The device cannot be read in full.");
         }
         (Some(_), None) => info!("The device can be read in full again."),
         _ => {}
