@@ -140,6 +140,15 @@ fn what_is_not_served_yet_is_refused_by_name(#[case] spec: &str, #[case] field: 
     assert!(refusal.message.contains("not there yet") && refusal.message.contains(": "), "{refusal}");
 }
 
+#[rstest]
+#[case::automatic("worker: {profile: auto}", None)]
+#[case::none("worker: {profile: none}", Some("none"))]
+#[case::named("worker: {profile: l4-24gb}", Some("l4-24gb"))]
+fn a_profile_reaches_the_worker(#[case] worker: &str, #[case] expected: Option<&str>) {
+    let data = build(&accepted(&with(worker))).config_map.data.unwrap_or_default();
+    assert_eq!(data.get("IMAGEGEN_PROFILE").map(String::as_str), expected);
+}
+
 const HOST_PATH: &str = "--allow-host-path";
 const PRIVILEGED: &str = "--allow-privileged-pods";
 

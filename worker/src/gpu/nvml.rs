@@ -54,7 +54,10 @@ impl GpuProbe for NvmlProbe {
         // The device stays the same for the life of the process.
         let uuid = match known.map_or_else(|| find(nvml, &visible, index), Ok) {
             Ok(uuid) => uuid,
-            Err(failed) => return GpuSample { driver_version: nvml.sys_driver_version().ok(), ..failed },
+            Err(CallFailure { call, reason }) => {
+                let driver_version = nvml.sys_driver_version().ok();
+                return GpuSample { driver_version, ..GpuSample::failed(call, reason) };
+            }
         };
         let sample = read(nvml, &uuid);
         self.uuid = Some(uuid);
@@ -72,8 +75,8 @@ fn opening(error: &NvmlError) -> String {
 }
 
 /// UUID of `cuda:index`.
-fn find(nvml: &Nvml, visible: &Visible, index: u32) -> Result<String, GpuSample> {
-    let failed = |call| move |error: NvmlError| GpuSample::failed(call, error);
+fn find(nvml: &Nvml, visible: &Visible, index: u32) -> Result<String, CallFailure> {
+    let failed = |call| move |error: NvmlError| CallFailure { call, reason: error.to_string() };
     let count = nvml.device_count().map_err(failed("nvmlDeviceGetCount_v2"))?;
     let card = |number| -> Result<Card, NvmlError> {
         let device = nvml.device_by_index(number)?;
@@ -82,7 +85,7 @@ fn find(nvml: &Nvml, visible: &Visible, index: u32) -> Result<String, GpuSample>
     };
     let cards: Vec<_> =
         (0..count).map(card).collect::<Result<_, _>>().map_err(failed("nvmlDeviceGetHandleByIndex_v2"))?;
-    choose(&cards, visible, index).map_err(|error| GpuSample::failed("choosing the GPU", error))
+    choose(&cards, visible, index).map_err(|error| CallFailure { call: "choosing the GPU", reason: error.to_string() })
 }
 
 /// MIG instances with their numbers.

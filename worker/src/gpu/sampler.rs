@@ -11,13 +11,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{GpuProbe, GpuSample};
+use super::{CallFailure, GpuProbe, GpuSample};
 
 /// How often the device is read.
 pub(crate) const EVERY: Duration = Duration::from_secs(1);
 
 /// A driver that has not answered for so long is broken; the reading goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What fails when the driver does not answer at all.
+const NO_ANSWER: &str = "reading the device";
 
 /// Failed calls, by NVML's name for them.
 pub(crate) type Failures = Family<[(&'static str, &'static str); 1], Counter>;
@@ -37,6 +40,8 @@ impl Sampler {
     pub(crate) async fn new(mut probe: Box<dyn GpuProbe>) -> Result<Self, JoinError> {
         let (sample, probe) = spawn_blocking(move || (probe.sample(), probe)).await?;
         let failures = Failures::default();
+        // A counter that is there from the start lets Prometheus see its first increase.
+        drop(failures.get_or_create(&[("call", NO_ANSWER)]));
         count(&failures, &sample);
         Ok(Self { probe, publish: watch::Sender::new(Arc::new(sample)), failures })
     }
@@ -70,7 +75,7 @@ impl Sampler {
                     () = stop.cancelled() => return Ok(()),
                     read = &mut reading => break read,
                     () = time::sleep(PATIENCE) => {
-                        tell(&publish, &failures, GpuSample::failed("reading the device", "the driver does not answer"));
+                        tell(&publish, &failures, GpuSample::failed(NO_ANSWER, "the driver does not answer"));
                     }
                 }
             };
@@ -87,8 +92,8 @@ fn tell(publish: &watch::Sender<Arc<GpuSample>>, failures: &Failures, sample: Gp
     let now = publish.borrow();
     // Once, not every second.
     match (before.failures.first(), now.failures.first()) {
-        (None, Some(failure)) => {
-            warn!(call = failure.call, reason = failure.reason, "The device cannot be read in full.")
+        (None, Some(CallFailure { call, reason })) => {
+            warn!(call, reason, "The device cannot be read in full.");
         }
         (Some(_), None) => info!("The device can be read in full again."),
         _ => {}

@@ -175,7 +175,7 @@ fn generate_writes_the_pictures_and_says_where() {
 #[case::steps_0(b"apple", &["--output=a.png", "--steps=0"], "steps must be 1 to 100, found 0")]
 #[case::nan_guidance(b"apple", &["--output=a.png", "--guidance-scale=NaN"], "guidance_scale must be a finite number")]
 #[case::count_0(b"apple", &["--output=a.png", "--count=0"], "count must be 1 to 8, found 0")]
-#[case::scheduler(b"apple", &["--output=a.png", "--scheduler=heun"], "scheduler")]
+#[case::scheduler(b"apple", &["--output=a.png", "--scheduler=dreams"], "scheduler")]
 #[case::negative_prompt(b"apple", &["--output=a.png", "--negative-prompt=blur"], "negative_prompt needs guidance_scale")]
 #[case::device(b"apple", &["--output=a.png", "--device=tpu"], "a device is cpu, cuda, or cuda:N")]
 fn generate_says_what_is_wrong_and_writes_nothing(
