@@ -93,7 +93,6 @@ fn every_case_builds_the_children_of_its_snapshot() {
 #[case::the_operators_autoscaler(&with("autoscaling: {mode: Operator, maxReplicas: 3}"), "spec.autoscaling.mode")]
 #[case::scale_to_zero(&with("autoscaling: {mode: Disabled, minReplicas: 0, scaleToZero: {maxHeld: 3}}"), "spec.autoscaling.scaleToZero")]
 #[case::recycling(&with("recycle: {schedule: 0 3 * * *}"), "spec.recycle")]
-#[case::roll_back(&with("rollout: {onFailure: RollBack}"), "spec.rollout.onFailure")]
 #[case::suspending(&with("suspend: true"), "spec.suspend")]
 fn what_is_not_served_yet_is_refused_by_name(#[case] spec: &str, #[case] field: &str) {
     let allowed = OperatorSettings { allow_host_path: true, ..operator() };
@@ -145,12 +144,12 @@ fn more_rights_than_a_restricted_pod_has_need_a_flag(#[case] spec: &str, #[case]
 #[test]
 fn a_refusal_tells_everything_that_is_wrong_at_once() {
     let spec = with(
-        "suspend: true\nworker: {vaeTiling: Always, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
+        "suspend: true\nworker: {textEncoder: {residency: Offloaded}, podTemplate: {securityContext: {runAsUser: 0}}}\ndrainTimeout: soon",
     );
     let fields: Vec<_> =
         refusals(&spec, &Facts::default(), &operator()).into_iter().map(|refusal| refusal.field).collect();
     let podded = "spec.worker.podTemplate.securityContext.runAsUser";
-    assert_eq!(fields, ["spec.worker.vaeTiling", "spec.suspend", podded, "spec.drainTimeout"]);
+    assert_eq!(fields, ["spec.worker.textEncoder.residency", "spec.suspend", podded, "spec.drainTimeout"]);
 }
 
 #[rstest]
