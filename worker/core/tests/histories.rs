@@ -239,7 +239,7 @@ impl Player {
         for id in gone.into_iter().filter(|id| self.images_left.contains_key(id)).collect::<Vec<_>>() {
             self.queue.take(self.tickets[&id]);
             self.parts.retain(|part| part.id != id);
-            for group in self.paused.iter_mut() {
+            for group in &mut self.paused {
                 group.images.remove(&id);
             }
             self.end(id, End::Cancelled);
@@ -445,7 +445,7 @@ fn a_big_image_is_done_although_small_ones_keep_coming() {
         cancel_after_ms: None,
         foreign: 0,
     };
-    let big = Arrival { side: 1024, steps: 20, ..small.clone() };
+    let big = Arrival { side: 1024, steps: 20, ..small };
     let mut arrivals = vec![big];
     arrivals.extend(std::iter::repeat_n(small, 1500));
     let player = play(&arrivals);
