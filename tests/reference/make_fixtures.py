@@ -16,8 +16,9 @@ import diffusers
 import tokenizers
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import accuracy
 import retrieval
 import schedulers
 import tiling
@@ -190,6 +191,14 @@ def extras() -> None:
     for name in ("tiny-a", "tiny-b"):
         tiled.update(tiling.fixtures(name, tiny.load(FIXTURES / name).vae, generator))
     save_file({key: value.contiguous() for key, value in tiled.items()}, FIXTURES / "tiled.safetensors")
+    exact = accuracy.demo_latents(DEMO, torch.float32)
+    errors = {"demo": accuracy.relative(accuracy.demo_latents(DEMO, torch.bfloat16) - exact, exact)}
+    for name in ("tiny-a", "tiny-b"):
+        cases = json.loads((FIXTURES / name / "cases.json").read_text())["runs"]
+        errors[name] = accuracy.tiny_error(FIXTURES / name, cases, load_file(FIXTURES / name / "expected.safetensors"))
+    save_file({"latents": exact.contiguous()}, FIXTURES / "demo.safetensors")
+    (FIXTURES / "bfloat16.json").write_text(json.dumps(
+        {"versions": VERSIONS, "prompts": accuracy.PROMPTS, "errors": errors}, indent=1, ensure_ascii=False) + "\n")
 
 
 def checksums() -> None:

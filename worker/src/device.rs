@@ -67,15 +67,15 @@ pub enum VaeTiling {
 
 /// How the model is loaded and run.
 #[derive(Debug, Clone, Copy)]
-pub struct EngineSettings {
+pub(crate) struct EngineSettings {
     /// Absent: what suits the device.
-    pub precision: Option<Precision>,
+    pub(crate) precision: Option<Precision>,
     /// Which pictures are decoded in tiles.
-    pub vae_tiling: VaeTiling,
+    pub(crate) vae_tiling: VaeTiling,
     /// Where the model runs.
-    pub device: Device,
+    pub(crate) device: Device,
     /// CPU threads of libtorch. Absent: the CPU limit.
-    pub threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
 }
 
 /// Numbers that the weights are kept in.

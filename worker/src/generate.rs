@@ -129,7 +129,8 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
         }
         #[cfg(not(feature = "torch"))]
         EngineChoice::Torch => {
-            let unused = (model, settings);
+            let EngineSettings { precision, vae_tiling, device, threads } = settings;
+            let unused = (model, precision, vae_tiling, device, threads);
             Err(GenerateError::Usage(format!("this binary was built without libtorch and cannot use {unused:?}")))
         }
     }
@@ -168,14 +169,20 @@ fn make<E: Engine>(
 }
 
 /// Progress on standard error: one line that changes on a terminal, only the milestones elsewhere.
-struct Console {
+pub(crate) struct Console {
     is_terminal: bool,
     start: Instant,
 }
 
 impl Console {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { is_terminal: io::stderr().is_terminal(), start: Instant::now() }
+    }
+
+    /// Bytes that a copy has read so far.
+    #[cfg(feature = "torch")]
+    pub(crate) fn copying(&mut self, read_bytes: u64, total_bytes: u64) {
+        self.status(&format!("Copying: {} of {} MiB", read_bytes >> 20, total_bytes >> 20));
     }
 
     fn loading(&mut self, LoadProgress { loaded_bytes, total_bytes }: LoadProgress) {
@@ -206,7 +213,7 @@ impl Console {
     }
 
     /// A line that stays.
-    fn line(&mut self, text: &str) {
+    pub(crate) fn line(&mut self, text: &str) {
         let clear = if self.is_terminal { "\r\x1b[K" } else { "" };
         write(&format!("{clear}{text}\n"));
     }

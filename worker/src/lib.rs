@@ -9,6 +9,7 @@
 //! through the dispatcher.
 
 pub mod cli;
+pub mod convert;
 pub mod doctor;
 pub mod generate;
 pub mod profiles;

@@ -6,7 +6,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use imagegen_telemetry::logging;
 use imagegen_worker::{
     cli::{Cli, Command},
-    doctor, generate, profiles, run,
+    convert, doctor, generate, profiles, run,
 };
 use tokio::{
     runtime::Runtime,
@@ -33,6 +33,13 @@ fn main() -> ExitCode {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("imagegen-worker generate: {error}");
+                ExitCode::from(error.exit_code())
+            }
+        },
+        Command::Convert(args) => match convert::convert(args) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("imagegen-worker convert: {error}");
                 ExitCode::from(error.exit_code())
             }
         },

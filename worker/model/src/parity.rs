@@ -1,5 +1,6 @@
 //! Parity with diffusers on two tiny random checkpoints. tests/reference/make_fixtures.py wrote what is expected.
 
+mod accuracy;
 mod end_to_end;
 mod modules;
 mod schedulers;

@@ -18,7 +18,7 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let mixed =
         weights == Some(TextEncoderWeights::BFloat16) && super::settings::precision(spec).value == Precision::Float32;
 
-    let table: [(bool, &str, String); 15] = [
+    let table: [(bool, &str, String); 14] = [
         (
             spec.model.source.hugging_face.is_some(),
             "model.source.huggingFace",

@@ -53,6 +53,11 @@ impl GroupNorm {
         }
     }
 
+    /// `silu` of [`Self::forward`].
+    pub(crate) fn forward_silu(&self, x: &Tensor, statistics: &Statistics) -> Tensor {
+        self.forward(x, statistics).silu_()
+    }
+
     /// What the norm does to each channel of one image, `[1, C, 1, 1]` in float32.
     fn scale_and_shift(&self, x: &Tensor) -> (Tensor, Tensor) {
         let channels = self.weight.size()[0];

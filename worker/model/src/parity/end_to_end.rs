@@ -11,12 +11,12 @@ use crate::TorchEngine;
 /// Largest difference of final latents as a part of the largest expected number.
 const LATENTS_TOLERANCE: f64 = 1e-4;
 
-struct Made {
-    latents: Tensor,
+pub(super) struct Made {
+    pub(super) latents: Tensor,
     pictures: Vec<RgbImage>,
 }
 
-fn make(engine: &mut TorchEngine, specs: &[ImageSpec]) -> Made {
+pub(super) fn make(engine: &mut TorchEngine, specs: &[ImageSpec]) -> Made {
     let mut batch = engine.begin(specs).unwrap();
     for _ in 0..specs[0].steps {
         engine.step(&mut batch).unwrap();
@@ -26,7 +26,7 @@ fn make(engine: &mut TorchEngine, specs: &[ImageSpec]) -> Made {
     Made { latents: batch.latents, pictures }
 }
 
-fn specs(case: &Value) -> Vec<ImageSpec> {
+pub(super) fn specs(case: &Value) -> Vec<ImageSpec> {
     let number = |key: &str| case[key].as_f64().unwrap();
     let side = |index: usize| u32::try_from(case["size"][index].as_u64().unwrap()).unwrap();
     let size = Size { width: side(0), height: side(1) };
