@@ -108,6 +108,8 @@ libraries() {
         cpu) "$scripts/library-closure.sh" "$worker" "$libtorch" "$IMAGES_DIR/base-$suite.rootfs" ;;
         cuda)
             ls "$libtorch"/nvidia/cudnn/lib/libcudnn.so.* >/dev/null 2>&1 || die "no cuDNN in $libtorch/nvidia: run make libtorch-cuda first"
+            # The name of a C++ variable of libtorch's CUDA part that only the shim's CUDA half refers to.
+            grep -q _ZN3c104cuda20CUDACachingAllocator9allocatorE "$worker" || die "$worker was built without CUDA's headers and cannot use a GPU: run make setup worker"
             # Python's own extension serves no program of ours.
             (cd "$libtorch" && find torch/lib nvidia/*/lib -maxdepth 1 -name '*.so*' ! -name libtorch_python.so | sort)
             ;;

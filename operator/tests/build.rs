@@ -80,13 +80,53 @@ fn every_case_builds_the_children_of_its_snapshot() {
 }
 
 #[rstest]
+#[case::a_whole_card("{}", "expandable_segments:True", Origin::BuiltIn)]
+#[case::a_mig_instance(
+    "{gpu: {resource: nvidia.com/mig-3g.20gb}}",
+    "max_split_size_mb:256,garbage_collection_threshold:0.8",
+    Origin::BuiltIn
+)]
+#[case::the_users_choice_on_a_mig_instance(
+    "{gpu: {resource: nvidia.com/mig-3g.20gb}, allocator: {strategy: CudaMallocAsync}}",
+    "backend:cudaMallocAsync",
+    Origin::Spec
+)]
+#[case::all_settings(
+    "{allocator: {strategy: MaxSplitSize, maxSplitSizeMiB: 128, roundupPower2Divisions: 8, garbageCollectionThreshold: 0.7}}",
+    "max_split_size_mb:128,roundup_power2_divisions:8,garbage_collection_threshold:0.7",
+    Origin::Spec
+)]
+fn the_pod_and_the_workers_flags_name_one_allocator(#[case] worker: &str, #[case] text: &str, #[case] origin: Origin) {
+    let validated = accepted(&with(&format!("worker: {worker}")));
+    assert_eq!(validated.allocator.map(|allocator| allocator.to_string()).as_deref(), Some(text));
+    let desired = build(&validated);
+    let template = desired.deployment.spec.expect("a spec").template.spec.expect("a pod");
+    let env = template.containers[0].env.as_deref().unwrap_or_default();
+    let variable = env.iter().find(|env| env.name == "PYTORCH_CUDA_ALLOC_CONF").and_then(|env| env.value.as_deref());
+    assert_eq!(variable, Some(text));
+    let flag =
+        validated.settings.iter().find(|row| row.variable == "IMAGEGEN_ALLOCATOR").expect("the strategy is told");
+    assert_eq!(flag.setting.origin, origin);
+}
+
+#[test]
+fn allocator_settings_that_only_the_schema_stops_are_refused_all_the_same() {
+    let refused = refusals(
+        &with("worker: {allocator: {strategy: ExpandableSegments, maxSplitSizeMiB: 128}}"),
+        &Facts::default(),
+        &operator(),
+    );
+    let [refusal] = refused.as_slice() else { panic!("one refusal: {refused:#?}") };
+    assert_eq!((refusal.reason, refusal.field.as_str()), (Reason::InvalidSpec, "spec.worker.allocator"));
+}
+
+#[rstest]
 #[case::hugging_face(
     "model: {source: {huggingFace: {repo: a/b, revision: x, cache: {claimName: c}}}}",
     "spec.model.source.huggingFace"
 )]
 #[case::float8("model: {source: {hostPath: {path: /m}}, precision: Float8}", "spec.model.precision")]
 #[case::a_dra_claim(&with("worker: {gpu: {claim: {resourceClaimTemplateName: g}}}"), "spec.worker.gpu.claim")]
-#[case::an_allocator(&with("worker: {allocator: {strategy: ExpandableSegments}}"), "spec.worker.allocator")]
 #[case::a_memory_limit(&with("worker: {memoryLimitRatio: 0.9}"), "spec.worker.memoryLimitRatio")]
 #[case::a_holdup(&with("worker: {queue: {maxHoldup: 5s}}"), "spec.worker.queue.maxHoldup")]
 #[case::offloading(&with("worker: {textEncoder: {residency: Offloaded}}"), "spec.worker.textEncoder.residency")]

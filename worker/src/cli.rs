@@ -12,6 +12,7 @@ use imagegen_core::{
 use imagegen_telemetry::logging::LogArgs;
 
 pub use crate::{
+    allocator::AllocatorArgs,
     convert::StoredPrecision,
     device::{Device, Precision, VaeTiling},
 };
@@ -174,6 +175,9 @@ pub struct ServeArgs {
     /// CPU threads of libtorch [default: the CPU limit of the container, or all cores]
     #[arg(long, env = "IMAGEGEN_THREADS", value_name = "N", value_parser = positive_usize, help_heading = "Model")]
     pub threads: Option<usize>,
+    /// The allocator of the GPU
+    #[command(flatten)]
+    pub allocator: AllocatorArgs,
 
     /// Address of the public gRPC service
     #[arg(
@@ -290,7 +294,11 @@ pub struct ServeArgs {
     /// torch, or scripted:FILE for tests: timings and faults from a file, pictures that are colour gradients. Needs --development
     #[arg(long, env = "IMAGEGEN_ENGINE", default_value = "torch", value_name = "ENGINE", help_heading = "Development")]
     pub engine: EngineChoice,
-    /// Allow what must not happen in production: --engine scripted:FILE
+    /// Random weights instead of a checkpoint's, to measure time and memory; pictures are noise. The architecture is that of --model,
+    /// which then needs no weight files, or else of Z-Image-Turbo, with a token for each word. Needs --development
+    #[arg(long, env = "IMAGEGEN_RANDOM_WEIGHTS", help_heading = "Development")]
+    pub random_weights: bool,
+    /// Allow what must not happen in production: --engine scripted:FILE and --random-weights
     #[arg(long, env = "IMAGEGEN_DEVELOPMENT", help_heading = "Development")]
     pub development: bool,
 }
@@ -299,7 +307,7 @@ pub struct ServeArgs {
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
     /// Folder of the checkpoint, in the layout of diffusers (model_index.json beside the parts)
-    #[arg(long, env = "IMAGEGEN_MODEL", value_name = "DIR", required_unless_present = "engine")]
+    #[arg(long, env = "IMAGEGEN_MODEL", value_name = "DIR", required_unless_present_any = ["engine", "random_weights"])]
     pub model: Option<PathBuf>,
     /// What to draw, in any language
     #[arg(long, env = "IMAGEGEN_PROMPT", value_name = "TEXT")]
@@ -347,7 +355,10 @@ pub struct GenerateArgs {
     /// torch, or scripted:FILE for tests; needs --development
     #[arg(long, env = "IMAGEGEN_ENGINE", value_name = "ENGINE")]
     pub engine: Option<EngineChoice>,
-    /// Allow what must not happen in production: --engine scripted:FILE
+    /// Random weights instead of a checkpoint's, to measure time and memory; needs --development
+    #[arg(long, env = "IMAGEGEN_RANDOM_WEIGHTS")]
+    pub random_weights: bool,
+    /// Allow what must not happen in production: --engine scripted:FILE and --random-weights
     #[arg(long, env = "IMAGEGEN_DEVELOPMENT")]
     pub development: bool,
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use imagegen_core::allocator::Allocator;
+
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
@@ -76,6 +78,10 @@ pub(crate) struct EngineSettings {
     pub(crate) device: Device,
     /// CPU threads of libtorch. Absent: the CPU limit.
     pub(crate) threads: Option<usize>,
+    /// What the environment asks the GPU's allocator for. Absent: nothing.
+    pub(crate) allocator: Option<Allocator>,
+    /// Random weights in place of the checkpoint's.
+    pub(crate) random_weights: bool,
 }
 
 /// Numbers that the weights are kept in.

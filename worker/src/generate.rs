@@ -16,7 +16,7 @@ use imagegen_core::{
 };
 
 use crate::{
-    cli::{EngineChoice, GenerateArgs},
+    cli::{AllocatorArgs, EngineChoice, GenerateArgs},
     device::EngineSettings,
     encode::encode,
     engine_thread::LoadProgress,
@@ -86,6 +86,7 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
         device,
         threads,
         engine,
+        random_weights,
         development,
     } = args;
     let output = Output::new(&output).map_err(|error| GenerateError::Usage(error.to_string()))?;
@@ -107,8 +108,10 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
     let negative = text::check_characters(&raw.negative_prompt);
     negative.map_err(|error| GenerateError::Usage(format!("--negative-prompt {error}")))?;
     let engine = engine.unwrap_or(EngineChoice::Torch);
-    check_engine(&engine, development).map_err(GenerateError::Usage)?;
-    let settings = EngineSettings { precision, vae_tiling, device, threads };
+    check_engine(&engine, random_weights, development).map_err(GenerateError::Usage)?;
+    let variable = std::env::var(imagegen_core::allocator::VARIABLE).ok();
+    let allocator = AllocatorArgs::default().asked(device, variable.as_deref()).map_err(GenerateError::Usage)?;
+    let settings = EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights };
     let mut console = Console::new();
     match engine {
         EngineChoice::Scripted(file) => {
@@ -121,16 +124,15 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
         }
         #[cfg(feature = "torch")]
         EngineChoice::Torch => {
-            let model = model.ok_or_else(|| GenerateError::Usage(crate::run::NO_MODEL.into()))?;
-            let options = crate::torch::options(&model, settings);
+            let options = crate::torch::options(model, settings).map_err(GenerateError::Usage)?;
             let loaded = crate::torch::load(&options, &mut |progress| console.loading(progress));
             let mut engine = loaded.map_err(|error| GenerateError::Load(error.to_string()))?;
             make(&mut engine, raw, &output, &mut console)
         }
         #[cfg(not(feature = "torch"))]
         EngineChoice::Torch => {
-            let EngineSettings { precision, vae_tiling, device, threads } = settings;
-            let unused = (model, precision, vae_tiling, device, threads);
+            let EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights } = settings;
+            let unused = (model, precision, vae_tiling, device, threads, allocator, random_weights);
             Err(GenerateError::Usage(format!("this binary was built without libtorch and cannot use {unused:?}")))
         }
     }

@@ -17,6 +17,7 @@ pub mod run;
 pub mod scripted;
 
 mod admin;
+mod allocator;
 mod auth;
 mod call;
 mod calls;

@@ -98,6 +98,7 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
         gpu_uuid,
         nvml_library,
         threads,
+        allocator,
         listen,
         admin_listen,
         http_listen,
@@ -127,9 +128,12 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
         drain_timeout,
         stall_timeout,
         engine,
+        random_weights,
         development,
     } = args;
-    check_engine(&engine, development).map_err(ServeError::Settings)?;
+    check_engine(&engine, random_weights, development).map_err(ServeError::Settings)?;
+    let variable = std::env::var(imagegen_core::allocator::VARIABLE).ok();
+    let allocator = allocator.asked(device, variable.as_deref()).map_err(ServeError::Settings)?;
     if token_file.is_some() && tls_dir.is_none() && !allow_insecure_token {
         return Err(ServeError::Settings(
             "--token-file without --tls-dir sends tokens in plain text; add --tls-dir, or --allow-insecure-token where \
@@ -269,10 +273,10 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
             engine_thread::spawn(load, ScriptedEngine::warm, setup, Arc::clone(&dispatcher))
         }
         EngineChoice::Torch => {
-            let engine = EngineSettings { precision, vae_tiling, device, threads };
+            let engine = EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights };
             let key = table_cache::key(model.as_deref(), &engine, &gpu.borrow());
             let setup = setup(device::reading(&options), Some(key));
-            torch_engine(model.as_deref(), engine, setup, &dispatcher)?
+            torch_engine(model, engine, setup, &dispatcher)?
         }
     };
     let engine_end = engine_end.map_err(|end| ServeError::Engine(end.to_string()))?;
@@ -320,8 +324,14 @@ fn tempfile_in(folder: &Path) -> std::io::Result<()> {
 ///
 /// # Errors
 /// The sentence for the user.
-pub(crate) fn check_engine(engine: &EngineChoice, development: bool) -> Result<(), String> {
+pub(crate) fn check_engine(engine: &EngineChoice, random_weights: bool, development: bool) -> Result<(), String> {
     match engine {
+        EngineChoice::Torch if random_weights && !development => {
+            Err("--random-weights makes noise instead of pictures; add --development to allow it".into())
+        }
+        EngineChoice::Scripted(_) if random_weights => {
+            Err("--random-weights has no meaning with --engine scripted:FILE, which has no weights".into())
+        }
         EngineChoice::Scripted(_) if !development => {
             Err("--engine scripted:FILE paints gradients instead of pictures; add --development to allow it".into())
         }
@@ -337,31 +347,26 @@ type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
 
 #[cfg(feature = "torch")]
 fn torch_engine(
-    model: Option<&Path>,
+    model: Option<PathBuf>,
     settings: EngineSettings,
     setup: Setup,
     dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
-    let model = model.ok_or_else(|| ServeError::Settings(NO_MODEL.into()))?;
-    let options = crate::torch::options(model, settings);
+    let options = crate::torch::options(model, settings).map_err(ServeError::Settings)?;
     let load = move |progress: &mut dyn FnMut(_)| crate::torch::load(&options, progress);
     Ok(engine_thread::spawn(load, |_| (), setup, Arc::clone(dispatcher)))
 }
 
 #[cfg(not(feature = "torch"))]
 fn torch_engine(
-    _model: Option<&Path>,
+    _model: Option<PathBuf>,
     _settings: EngineSettings,
     _setup: Setup,
     _dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
-    check_engine(&EngineChoice::Torch, false).map_err(ServeError::Settings)?;
+    check_engine(&EngineChoice::Torch, false, false).map_err(ServeError::Settings)?;
     Err(ServeError::Settings("no engine".into()))
 }
-
-/// Said when there is no checkpoint to load.
-#[cfg(feature = "torch")]
-pub(crate) const NO_MODEL: &str = "--model DIR (or IMAGEGEN_MODEL) is missing: the folder of the checkpoint";
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
@@ -390,7 +395,7 @@ impl Follow<'_> {
         &mut self,
         name: &'static str,
         folder: Option<&Path>,
-        paths: fn(&Path) -> Vec<std::path::PathBuf>,
+        paths: fn(&Path) -> Vec<PathBuf>,
         parse: Parse<ServerConfig>,
     ) -> Result<Option<watch::Receiver<Arc<ServerConfig>>>, ServeError> {
         let Some(folder) = folder else { return Ok(None) };

@@ -22,9 +22,10 @@ fn file(folder: &Path) -> PathBuf {
 /// settings of allocator and engine.
 pub(crate) fn key(model: Option<&Path>, engine: &EngineSettings, gpu: &GpuSample) -> TableKey {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let EngineSettings { precision, vae_tiling, device, threads } = *engine;
+    let EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights } = *engine;
     TableKey::of([
-        ("allocator", std::env::var("PYTORCH_CUDA_ALLOC_CONF").unwrap_or_default()),
+        ("allocator", allocator.map(|allocator| allocator.to_string()).unwrap_or_default()),
+        ("random_weights", random_weights.to_string()),
         ("checkpoint", model.map(checkpoint_fingerprint).unwrap_or_default()),
         ("asked_precision", precision.map(|precision| precision.to_string()).unwrap_or_default()),
         ("vae_tiling", vae_tiling.to_string()),

@@ -20,7 +20,7 @@ use super::{
     rollout::{Rollout, Step},
     types::{Applied, ApplyFailureCause, Fleet, Refusal, Setting, Validated},
 };
-use crate::crd::{ConditionType, Device, EffectiveSetting, ImageGen, ImageGenStatus, Origin, Reason};
+use crate::crd::{ConditionType, EffectiveSetting, ImageGen, ImageGenStatus, Reason};
 
 /// Longest condition message: what the schema takes.
 const MAX_MESSAGE: usize = 4096;
@@ -148,9 +148,5 @@ fn effective(validated: &Validated) -> BTreeMap<String, EffectiveSetting> {
     let mut effective: BTreeMap<_, _> =
         validated.settings.iter().map(|setting| entry(setting.name, &setting.setting)).collect();
     effective.extend([entry("workerImage", &validated.worker_image)]);
-    if validated.device == Device::Cuda {
-        let allocator = Setting { value: "ExpandableSegments".to_owned(), origin: Origin::BuiltIn };
-        effective.extend([entry("allocator", &allocator)]);
-    }
     effective
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use imagegen_core::allocator::Allocator;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
@@ -132,6 +133,8 @@ pub struct Validated {
     pub model_name: String,
     /// The worker's configuration, sorted by variable.
     pub settings: Vec<WorkerSetting>,
+    /// How the GPU's memory is handed out; only with [`Device::Cuda`].
+    pub allocator: Option<Allocator>,
     /// Wanted number of workers. The one place that decides it.
     pub replicas: i32,
     /// Who owns that number.

@@ -45,6 +45,12 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
     let drain_timeout = duration("drainTimeout", &spec.drain_timeout);
     let progress_deadline = duration("rollout.progressDeadline", &spec.rollout.progress_deadline);
 
+    let gpu_resource = gpu_resource(spec);
+    let allocator = gpu_resource.as_deref().map(|resource| settings::allocator(spec, resource)).transpose();
+    let allocator = allocator.unwrap_or_else(|message| {
+        refusals.push(refuse(Reason::InvalidSpec, "worker.allocator", message));
+        None
+    });
     let model = model_volume(spec);
     if model.is_none() && spec.model.source.hugging_face.is_none() {
         let message = "set exactly one of persistentVolumeClaim, image and hostPath";
@@ -60,7 +66,6 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
         return Err(refusals);
     };
 
-    let gpu_resource = gpu_resource(spec);
     let mut warnings = Vec::new();
     let resources = resources(spec, gpu_resource.as_deref(), &mut warnings);
     Ok(Validated {
@@ -75,7 +80,8 @@ pub fn validate(cr: &ImageGen, facts: &Facts, operator: &OperatorSettings) -> Re
         model,
         model_path,
         model_name,
-        settings: settings::resolve(spec),
+        settings: settings::resolve(spec, allocator.as_ref()),
+        allocator: allocator.map(|setting| setting.value),
         replicas: i32::try_from(spec.replicas).unwrap_or(i32::MAX),
         autoscaling_mode: spec.autoscaling.as_ref().map_or(AutoscalingMode::Disabled, |a| a.mode),
         scaling: scaling::resolve(spec),

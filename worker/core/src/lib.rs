@@ -7,6 +7,7 @@
 //! The only seam to the model is [`engine::Engine`].
 
 pub mod admission;
+pub mod allocator;
 pub mod batch;
 pub mod breaker;
 pub mod bucket;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::LoadError;
 use crate::config::{ModelIndex, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::load::{LoadOptions, LoadProgress};
+use crate::random;
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::Tokenizer;
 use crate::transformer::Transformer;
@@ -25,6 +26,28 @@ pub(crate) struct Checkpoint {
     pub(crate) weight_bytes: u64,
     /// Numbers in all weights.
     pub(crate) parameters: u64,
+}
+
+/// All of a checkpoint but its weights.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) pipeline: String,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) scheduler: SchedulerConfig,
+    pub(crate) configs: Configs,
+}
+
+impl Settings {
+    fn read(dir: &Path) -> Result<Self, LoadError> {
+        let dir = existing_folder(dir)?;
+        let ModelIndex { pipeline } = ModelIndex::read(dir)?;
+        Ok(Self {
+            pipeline,
+            scheduler: SchedulerConfig::read(dir)?,
+            tokenizer: Tokenizer::read(dir)?,
+            configs: Configs::read(dir)?,
+        })
+    }
 }
 
 /// Settings of the networks.
@@ -62,29 +85,29 @@ impl Checkpoint {
     /// # Errors
     /// When any file is missing or not as expected; nothing stays loaded then.
     pub(crate) fn read(options: &LoadOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, LoadError> {
-        let dir = existing_folder(&options.model_dir)?;
-        let ModelIndex { pipeline } = ModelIndex::read(dir)?;
-        let scheduler = SchedulerConfig::read(dir)?;
-        let tokenizer = Tokenizer::read(dir)?;
-        let configs = Configs::read(dir)?;
+        let dir = &options.model_dir;
+        let Settings { pipeline, tokenizer, scheduler, configs } =
+            if options.has_built_in_model() { random::turbo()? } else { Settings::read(dir)? };
+        let _sequence = options.random_weights.then(random::start);
         let (kind, vae_kind) = (options.precision.kind(), options.vae_precision.unwrap_or(options.precision).kind());
         let device = options.device.tch();
-        let (networks, tallies) = configs.networks(dir, device, |text_encoder, transformer, vae| {
-            let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
-            let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
-            let mut loaded_bytes = 0;
-            let mut on_read = |bytes: u64| {
-                loaded_bytes += bytes;
-                progress(LoadProgress { loaded_bytes, total_bytes });
-            };
-            on_read(0);
-            let networks = (
-                text_encoder.read(device, kind, &mut on_read)?,
-                transformer.read(device, kind, &mut on_read)?,
-                vae.read(device, vae_kind, &mut on_read)?,
-            );
-            Ok((networks, tallies))
-        })?;
+        let (networks, tallies) =
+            configs.networks(&weight_files(options), device, |text_encoder, transformer, vae| {
+                let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
+                let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
+                let mut loaded_bytes = 0;
+                let mut on_read = |bytes: u64| {
+                    loaded_bytes += bytes;
+                    progress(LoadProgress { loaded_bytes, total_bytes });
+                };
+                on_read(0);
+                let networks = (
+                    text_encoder.read(device, kind, &mut on_read)?,
+                    transformer.read(device, kind, &mut on_read)?,
+                    vae.read(device, vae_kind, &mut on_read)?,
+                );
+                Ok((networks, tallies))
+            })?;
         let (text_encoder, transformer, vae) = networks;
         Ok(Self {
             pipeline,
@@ -108,7 +131,7 @@ impl Checkpoint {
         ModelIndex::read(dir)?;
         SchedulerConfig::read(dir)?;
         Tokenizer::read(dir)?;
-        Configs::read(dir)?.networks(dir, options.device.tch(), |text_encoder, transformer, vae| {
+        Configs::read(dir)?.networks(&weight_files(options), options.device.tch(), |text_encoder, transformer, vae| {
             text_encoder.check()?;
             transformer.check()?;
             vae.check().map(|_| ())
@@ -132,7 +155,7 @@ impl Configs {
     /// What `work` does with the three networks, whose weight files are opened for it.
     fn networks<T>(
         &self,
-        dir: &Path,
+        open: &dyn Fn(&str, &str) -> Result<Shards, LoadError>,
         device: tch::Device,
         work: impl FnOnce(
             Network<'_, TextEncoder>,
@@ -140,7 +163,7 @@ impl Configs {
             Network<'_, VaeDecoder>,
         ) -> Result<T, LoadError>,
     ) -> Result<T, LoadError> {
-        let shards = Shards::open(&dir.join("text_encoder"), "model")?;
+        let shards = open("text_encoder", "model")?;
         let text_encoder = Network {
             component: "text_encoder",
             class: "Qwen3Model",
@@ -154,7 +177,7 @@ impl Configs {
             component: "transformer",
             class: "ZImageTransformer2DModel",
             prefix: "",
-            shards: Shards::open(&dir.join("transformer"), "diffusion_pytorch_model")?,
+            shards: open("transformer", "diffusion_pytorch_model")?,
             build: &|weights| Transformer::new(weights, &self.transformer, device),
             may_be_unused: &|_| false,
         };
@@ -162,7 +185,7 @@ impl Configs {
             component: "vae",
             class: "AutoencoderKL",
             prefix: "",
-            shards: Shards::open(&dir.join("vae"), "diffusion_pytorch_model")?,
+            shards: open("vae", "diffusion_pytorch_model")?,
             build: &|weights| VaeDecoder::new(weights, &self.vae),
             may_be_unused: &|name| VaeDecoder::may_be_unused(&self.vae, name),
         };
@@ -170,7 +193,7 @@ impl Configs {
     }
 
     /// What one network hands to the next must fit.
-    fn agree(&self, dir: &Path) -> Result<(), LoadError> {
+    pub(crate) fn agree(&self, dir: &Path) -> Result<(), LoadError> {
         let disagree = |key: &str, expected: String, found: i64| LoadError::Field {
             path: dir.join("transformer/config.json"),
             key: key.to_owned(),
@@ -202,6 +225,14 @@ impl Configs {
         const DIFFUSERS_MAX_SEQUENCE_LENGTH: i64 = 512;
         let table = (self.transformer.axes_lens[0] - 2) / 32 * 32;
         DIFFUSERS_MAX_SEQUENCE_LENGTH.min(table).min(self.text_encoder.max_position_embeddings)
+    }
+}
+
+/// Opens the weight files of a part by its folder and the stem of their names.
+fn weight_files(options: &LoadOptions) -> impl Fn(&str, &str) -> Result<Shards, LoadError> {
+    |folder, stem| match options.random_weights {
+        true => Ok(Shards::random()),
+        false => Shards::open(&options.model_dir.join(folder), stem),
     }
 }
 

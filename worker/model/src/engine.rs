@@ -1,25 +1,33 @@
-//! The model as an [`Engine`], and the only place where panics of libtorch are caught.
+//! The model as an [`Engine`].
+
+mod batch;
+mod guard;
+mod memory;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use imagegen_core::engine::{CountTokens, Engine, EngineError, ModelInfo, Stage};
+use imagegen_core::engine::{AllocatorStats, CountTokens, Engine, EngineError, ModelInfo, Stage};
 use imagegen_core::spec::{ImageSpec, RgbImage, Size};
 use tch::Tensor;
 
+pub use self::batch::TorchBatch;
+use self::batch::{Image, Pace};
+use self::guard::guard;
+use self::memory::Memory;
 use crate::checkpoint::Checkpoint;
 use crate::config::{SchedulerConfig, TransformerConfig};
 use crate::error::LoadError;
 use crate::failure::{classify, panic_message};
-use crate::guidance::BatchGuidance;
 use crate::libtorch::{self, CudaLibrary};
 use crate::load::{Device, LoadOptions, LoadProgress, VaeTiling};
 use crate::noise::noise;
 use crate::preview::LatentToRgb;
-use crate::scheduler::{History, Schedule};
+use crate::scheduler::Schedule;
+use crate::shim::{ShimError, cuda::Cuda};
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::Tokenizer;
-use crate::transformer::{Conditioning, Grid, Modulations, Transformer};
+use crate::transformer::{Grid, Transformer};
 use crate::vae::VaeDecoder;
 
 /// A loaded checkpoint on one device.
@@ -40,23 +48,7 @@ pub struct TorchEngine {
     /// Pixels on a side of one latent pixel.
     vae_scale: u32,
     device: tch::Device,
-}
-
-/// Images that are being made together.
-#[derive(Debug)]
-pub struct TorchBatch {
-    sizes: Vec<Size>,
-    /// `[B, latent_channels, h, w]`, float32.
-    pub(crate) latents: Tensor,
-    schedule: Schedule,
-    /// What the schedule remembers of the steps done.
-    history: History,
-    /// The prompts, for steps without guidance.
-    plain: Option<Conditioning>,
-    /// The prompts, then the negative prompts.
-    guided: Option<(Conditioning, BatchGuidance)>,
-    modulations: Modulations,
-    steps_done: usize,
+    memory: Memory,
 }
 
 impl TorchEngine {
@@ -65,7 +57,7 @@ impl TorchEngine {
     /// # Errors
     /// When a file is missing or not as expected, or the device cannot be used. Nothing stays loaded then.
     pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, LoadError> {
-        check_device(options.device)?;
+        let memory = check_device(options.device)?;
         if let Some(threads) = options.threads {
             libtorch::set_threads(threads);
         }
@@ -77,10 +69,10 @@ impl TorchEngine {
             let detail = classify(Stage::Load, &panic_message(&*panic)).to_string();
             Err(LoadError::Library { component: "the checkpoint", detail })
         })?;
-        Ok(Self::new(checkpoint, options))
+        Ok(Self::new(checkpoint, options, memory))
     }
 
-    fn new(checkpoint: Checkpoint, options: &LoadOptions) -> Self {
+    fn new(checkpoint: Checkpoint, options: &LoadOptions, memory: Memory) -> Self {
         let max_prompt_tokens = checkpoint.configs.max_prompt_tokens();
         let Checkpoint { pipeline, tokenizer, scheduler, text_encoder, transformer, vae, configs, .. } = checkpoint;
         let size_multiple = configs.vae.scale_factor() * PATCH;
@@ -92,7 +84,12 @@ impl TorchEngine {
             options.model_dir.canonicalize().ok().and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
         Self {
             info: ModelInfo {
-                name: name.unwrap_or_else(|| options.model_dir.display().to_string()),
+                name: match name {
+                    _ if options.has_built_in_model() => "Z-Image-Turbo-random".to_owned(),
+                    Some(name) if options.random_weights => format!("{name}-random"),
+                    Some(name) => name,
+                    None => options.model_dir.display().to_string(),
+                },
                 pipeline,
                 precision: options.precision.to_string(),
                 device: options.device.to_string(),
@@ -113,6 +110,7 @@ impl TorchEngine {
             latent_to_rgb: None,
             vae_scale: configs.vae.scale_factor(),
             device: options.device.tch(),
+            memory,
         }
     }
 
@@ -138,6 +136,10 @@ impl TorchEngine {
             noise(spec.seed, self.latent_channels, side(spec.latent_size.height), side(spec.latent_size.width))
         };
         Tensor::cat(&specs.iter().map(draw).collect::<Vec<_>>(), 0).to_device(self.device)
+    }
+
+    fn guard<T>(&self, stage: Stage, run: impl FnOnce() -> T) -> Result<T, EngineError> {
+        guard(self.memory, stage, run)
     }
 
     /// What the batch's specs have in common, after a look that they do.
@@ -181,33 +183,28 @@ impl Engine for TorchEngine {
     fn begin(&mut self, specs: &[ImageSpec]) -> Result<Self::Batch, EngineError> {
         let common = self.common(specs)?;
         let schedule = Schedule::new(self.scheduler, common.scheduler, common.steps);
-        let guidances: Vec<_> = specs.iter().map(|spec| spec.guidance).collect();
-        let guidance = guard(Stage::TextEncoder, || BatchGuidance::new(&guidances, &schedule, self.device))?;
-
+        let guided = common.guidance.scale > 0.0;
         let prompts = specs.iter().map(|spec| spec.prompt.as_str());
-        let negative = specs.iter().map(|spec| spec.negative_prompt.as_str()).filter(|_| guidance.is_some());
+        let negative = specs.iter().map(|spec| spec.negative_prompt.as_str()).filter(|_| guided);
         let tokens = self.tokenize(prompts.chain(negative))?;
-        let captions = guard(Stage::TextEncoder, || self.text_encoder.forward(&tokens))?;
+        let captions = self.guard(Stage::TextEncoder, || {
+            // Each with memory of its own, so that dropping one image frees what it held.
+            self.text_encoder.forward(&tokens).iter().map(Tensor::copy).collect::<Vec<_>>()
+        })?;
+        let latents = self.guard(Stage::Transformer, || self.draw(specs))?;
 
-        guard(Stage::Transformer, || {
-            let tokens = |pixels: u32| i64::from(pixels / self.info.size_multiple);
-            let grid = Grid { rows: tokens(common.latent_size.height), columns: tokens(common.latent_size.width) };
-            let all = self.transformer.condition(&captions, grid);
-            let (plain, guided) = match guidance {
-                None => (Some(all), None),
-                Some(guidance) => (guidance.pauses().then(|| all.first(specs.len())), Some((all, guidance))),
-            };
-            TorchBatch {
-                sizes: specs.iter().map(|spec| spec.size).collect(),
-                latents: self.draw(specs),
-                modulations: self.transformer.modulate(&schedule.model_times),
-                schedule,
-                history: History::default(),
-                plain,
-                guided,
-                steps_done: 0,
-            }
-        })
+        let mut captions = captions.into_iter();
+        let mut images: Vec<Image> = specs
+            .iter()
+            .zip(captions.by_ref())
+            .map(|(spec, caption)| Image { size: spec.size, guidance: spec.guidance, caption, negative: None })
+            .collect();
+        for (image, negative) in images.iter_mut().zip(captions) {
+            image.negative = Some(negative);
+        }
+        let tokens = |pixels: u32| i64::from(pixels / self.info.size_multiple);
+        let grid = Grid { rows: tokens(common.latent_size.height), columns: tokens(common.latent_size.width) };
+        Ok(TorchBatch::new(images, latents, schedule, grid, Pace::new(self.memory.cuda())))
     }
 
     fn step(&mut self, batch: &mut Self::Batch) -> Result<(), EngineError> {
@@ -216,27 +213,19 @@ impl Engine for TorchEngine {
             let detail = format!("all {step} steps of this batch are done");
             return Err(EngineError::Failed { stage: Stage::Transformer, detail });
         }
-        let model = |latents: &Tensor, step: usize| {
-            let guided = batch.guided.as_ref().filter(|(_, guidance)| guidance.is_active(step));
-            let output = match (guided, &batch.plain) {
-                (Some((conditioning, guidance)), _) => {
-                    let latents = Tensor::cat(&[latents, latents], 0);
-                    guidance.apply(&self.transformer.forward(&latents, conditioning, &batch.modulations, step), step)
-                }
-                (None, Some(conditioning)) => self.transformer.forward(latents, conditioning, &batch.modulations, step),
-                (None, None) => unreachable!("a batch without guidance at some step has its plain conditioning"),
-            };
-            output.to_kind(tch::Kind::Float)
-        };
-        let advance = || batch.schedule.advance(&batch.latents, &batch.history, step, &model);
-        (batch.latents, batch.history) = guard(Stage::Transformer, advance)?;
+        let broken = |error: ShimError| classify(Stage::Transformer, &error.to_string());
+        batch.pace.wait().map_err(broken)?;
+        (batch.latents, batch.history) = self.guard(Stage::Transformer, || batch.advanced(&self.transformer))?;
         batch.steps_done += 1;
-        Ok(())
+        if batch.steps_done == batch.schedule.steps() {
+            batch.forget();
+        }
+        batch.pace.enqueued().map_err(broken)
     }
 
     fn decode(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
         let size = batch.size(index)?;
-        guard(Stage::Vae, || {
+        self.guard(Stage::Vae, || {
             let latents = batch.latents.narrow(0, i64::try_from(index).unwrap_or(i64::MAX), 1);
             let (height, width) = (latents.size()[2].unsigned_abs(), latents.size()[3].unsigned_abs());
             let decoded_pixels = height * width * u64::from(self.vae_scale).pow(2);
@@ -244,26 +233,52 @@ impl Engine for TorchEngine {
         })
     }
 
+    fn allocator(&self) -> AllocatorStats {
+        self.memory.stats()
+    }
+
+    // A device that cannot do one of the next three is broken, which the next piece of work finds out and says.
+    fn reset_peaks(&mut self) {
+        let _ = self.memory.reset_peaks();
+    }
+
+    fn trim(&mut self) {
+        let _ = self.memory.trim();
+    }
+
+    fn limit_memory(&mut self, bytes: u64) {
+        let _ = self.memory.limit(bytes);
+    }
+
+    fn suspend(&mut self, batch: &mut Self::Batch) {
+        batch.forget();
+    }
+
+    fn keep(&mut self, batch: &mut Self::Batch, images: &[usize]) -> Result<(), EngineError> {
+        let count = batch.images.len();
+        let twice = images.iter().enumerate().any(|(at, index)| images[..at].contains(index));
+        if images.is_empty() || twice || images.iter().any(|&index| index >= count) {
+            let detail = format!("expected different images of a batch of {count}, found {images:?}");
+            return Err(EngineError::Failed { stage: Stage::Transformer, detail });
+        }
+        self.guard(Stage::Transformer, || batch.keep(images))
+    }
+
+    fn split(&mut self, batch: Self::Batch) -> Result<Vec<Self::Batch>, EngineError> {
+        self.guard(Stage::Transformer, || batch.split())
+    }
+
     fn preview(&mut self, batch: &mut Self::Batch, index: usize) -> Result<RgbImage, EngineError> {
         let size = batch.size(index)?;
         let size = Size { width: size.width.div_ceil(self.vae_scale), height: size.height.div_ceil(self.vae_scale) };
-        guard(Stage::Vae, || {
+        let memory = self.memory;
+        guard(memory, Stage::Vae, || {
             let colours = self
                 .latent_to_rgb
                 .get_or_insert_with(|| LatentToRgb::fit(&self.vae, self.latent_channels, self.vae_scale, self.device));
             let foreseen = batch.schedule.foresee(&batch.latents, &batch.history, batch.steps_done);
             let latents = foreseen.narrow(0, i64::try_from(index).unwrap_or(i64::MAX), 1);
             top_left(&colours.pixels(&latents), size)
-        })
-    }
-}
-
-impl TorchBatch {
-    /// Size of the picture of image `index`.
-    fn size(&self, index: usize) -> Result<Size, EngineError> {
-        self.sizes.get(index).copied().ok_or_else(|| EngineError::Failed {
-            stage: Stage::Vae,
-            detail: format!("image {index} of a batch of {}", self.sizes.len()),
         })
     }
 }
@@ -281,23 +296,14 @@ fn top_left(pixels: &Tensor, size: Size) -> RgbImage {
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is 2")]
 const PATCH: u32 = TransformerConfig::PATCH_SIZE as u32;
 
-/// Runs a piece of the model, and turns a panic of libtorch into what it means.
-fn guard<T>(stage: Stage, run: impl FnOnce() -> T) -> Result<T, EngineError> {
-    let run = AssertUnwindSafe(|| {
-        let _no_grad = tch::no_grad_guard();
-        run()
-    });
-    catch_unwind(run).map_err(|panic| classify(stage, &panic_message(&*panic)))
-}
-
 /// Opens CUDA when it is asked for.
-fn check_device(device: Device) -> Result<(), LoadError> {
-    let Device::Cuda(index) = device else { return Ok(()) };
+fn check_device(device: Device) -> Result<Memory, LoadError> {
+    let Device::Cuda(index) = device else { return Ok(Memory::Cpu) };
     let unusable = |detail: String| LoadError::Device { device: device.to_string(), detail };
     match libtorch::open_cuda().map_err(|error| unusable(error.to_string()))? {
         CudaLibrary::Absent { reason } => Err(unusable(reason)),
         CudaLibrary::Opened(_) => match libtorch::cuda_device_count() {
-            count if index < count => Ok(()),
+            count if index < count => Cuda::open(index).map(Memory::Cuda).map_err(|error| unusable(error.to_string())),
             count => Err(unusable(format!("libtorch sees {count} GPUs, numbered from 0"))),
         },
     }
@@ -312,25 +318,6 @@ mod tests {
         const fn send<T: Send>() {}
         const { send::<TorchEngine>() };
         const { send::<TorchBatch>() };
-    }
-
-    #[test]
-    fn a_panic_of_libtorch_becomes_an_error_that_names_its_stage() {
-        let wrong =
-            || Tensor::zeros([2, 3], (tch::Kind::Float, tch::Device::Cpu)).matmul(&Tensor::from_slice(&[1.0f32]));
-        match guard(Stage::Vae, wrong) {
-            Err(EngineError::Failed { stage: Stage::Vae, detail }) => {
-                assert!(detail.contains("size mismatch"), "{detail}");
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn memory_that_is_not_there_is_out_of_memory() {
-        let huge = || Tensor::empty([1 << 50], (tch::Kind::Float, tch::Device::Cpu));
-        let error = guard(Stage::Transformer, huge).unwrap_err();
-        assert!(matches!(error, EngineError::OutOfMemory { stage: Stage::Transformer, .. }), "{error}");
     }
 
     #[test]

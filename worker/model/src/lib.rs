@@ -25,7 +25,9 @@ mod noise;
 #[cfg(test)]
 mod parity;
 mod preview;
+mod random;
 mod scheduler;
+pub mod shim;
 mod text_encoder;
 mod tokenizer;
 mod transformer;

@@ -130,6 +130,8 @@ impl VaeTiling {
 pub struct LoadOptions {
     /// Folder with model_index.json, in the diffusers layout.
     pub model_dir: PathBuf,
+    /// Random weights in place of those in the folder. Without a folder, the architecture is that of Z-Image-Turbo. For measuring.
+    pub random_weights: bool,
     /// Precision of text encoder and transformer.
     pub precision: Precision,
     /// Precision of the VAE; `None` is the one of the rest.
@@ -148,12 +150,18 @@ impl LoadOptions {
     pub fn new(model_dir: impl Into<PathBuf>) -> Self {
         Self {
             model_dir: model_dir.into(),
+            random_weights: false,
             precision: Precision::Float32,
             vae_precision: None,
             vae_tiling: VaeTiling::Auto,
             device: Device::Cpu,
             threads: None,
         }
+    }
+
+    /// Whether nothing is read from any folder.
+    pub(crate) fn has_built_in_model(&self) -> bool {
+        self.random_weights && self.model_dir.as_os_str().is_empty()
     }
 }
 

@@ -63,6 +63,23 @@ impl Tokenizer {
         }
     }
 
+    /// One token for each word and each run of other characters, all the same; for weights that know no words either.
+    ///
+    /// # Errors
+    /// Never: the text that it is made of stands here.
+    pub(crate) fn of_words() -> Result<Self, LoadError> {
+        const WORDS: &[u8] = br#"{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+            "model": {"type": "WordLevel", "vocab": {"word": 0}, "unk_token": "word"}}"#;
+        let path = PathBuf::from("the built-in tokenizer");
+        let tokens = Tokens::from_bytes(WORDS)
+            .map_err(|error| LoadError::Tokenizer { path: path.clone(), detail: error.to_string() })?;
+        Ok(Self {
+            tokens,
+            templates: environment("{{ messages[0].content }}".to_owned(), &path)?,
+            special_tokens: vec![],
+        })
+    }
+
     /// Tokens of `prompt` with the chat template around it, not cut.
     ///
     /// # Errors

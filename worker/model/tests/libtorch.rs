@@ -5,9 +5,37 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use imagegen_model::libtorch::{CudaLibrary, open_cuda};
+use imagegen_model::shim::cuda::Cuda;
 
 fn mapped(name: &str) -> bool {
     std::fs::read_to_string("/proc/self/maps").unwrap().lines().any(|line| line.ends_with(name))
+}
+
+/// The shim's CUDA half in the list of mapped files.
+const SHIM: &str = "/memfd:imagegen_cuda_shim (deleted)";
+
+/// Names that `file` asks other libraries for.
+fn undefined(file: &Path) -> Vec<String> {
+    let output = Command::new("readelf").args(["--wide", "--dyn-syms"]).arg(file).output().unwrap();
+    let symbols = String::from_utf8(output.stdout).unwrap();
+    let name = |line: &str| line.split_once(" UND ").map(|(_, name)| name.trim().to_owned());
+    symbols.lines().filter_map(name).filter(|name| !name.is_empty()).collect()
+}
+
+/// Capturing a graph pins the memory of a pool and forbids what the allocator does when memory runs out. libtorch itself can do
+/// it, but only when one of these is called.
+#[test]
+fn nothing_here_can_capture_a_graph() {
+    let shim = Path::new(env!("OUT_DIR")).join("libimagegen_cuda_shim.so");
+    let ours = [std::env::current_exe().unwrap(), shim];
+    for file in ours.iter().filter(|file| std::fs::metadata(file).unwrap().len() > 0) {
+        let names = undefined(file);
+        assert!(names.iter().any(|name| name.contains("3c10") || name.contains("2at")), "{names:?}");
+        for word in ["Capture", "cudaGraph", "cuGraph", "CUDAGraph", "AllocateToPool"] {
+            let found: Vec<_> = names.iter().filter(|name| name.contains(word)).collect();
+            assert!(found.is_empty(), "{}: {found:?}", file.display());
+        }
+    }
 }
 
 #[test]
@@ -20,6 +48,7 @@ fn only_the_cpu_half_is_linked_and_the_cuda_half_is_opened_when_it_can_be() {
         assert!(!needed.iter().any(|line| line.contains(unwanted)), "{needed:?}");
     }
     assert!(mapped("/libtorch_cpu.so") && !mapped("/libtorch_cuda.so"));
+    assert!(!mapped(SHIM), "the shim's CUDA half is opened after libtorch's alone");
 
     match open_cuda().unwrap() {
         CudaLibrary::Opened(path) => {
@@ -30,6 +59,9 @@ fn only_the_cpu_half_is_linked_and_the_cuda_half_is_opened_when_it_can_be() {
             assert!(reason.contains("libtorch_cuda.so"), "{reason}");
             // The process goes on as if nothing had been tried.
             assert_eq!(imagegen_model::libtorch::cuda_device_count(), 0);
+            let error = Cuda::open(0).unwrap_err().to_string();
+            assert!(error.contains("cannot be opened") || error.contains("CUDA's headers"), "{error}");
+            assert!(!mapped(SHIM));
         }
     }
     let sum = tch::Tensor::from_slice(&[1.0f32, 2.0]).sum(tch::Kind::Float);

@@ -3,6 +3,7 @@
 mod merge;
 mod volumes;
 
+use imagegen_core::allocator;
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapEnvSource, Container, ContainerPort, EnvFromSource, EnvVar, HTTPGetAction, Lifecycle,
@@ -13,7 +14,7 @@ use k8s_openapi::{
 };
 
 use super::names::{self, ADMIN_PORT, CONFIG_HASH_ANNOTATION, GRPC_PORT, HTTP_PORT, WORKER_CONTAINER};
-use crate::{crd::Device, reconcile::types::Validated};
+use crate::reconcile::types::Validated;
 
 /// User and group of the worker image.
 const USER: i64 = 65532;
@@ -101,17 +102,15 @@ fn worker(spec: &Validated) -> Container {
 /// Variables that are the operator's to set. The rest of the worker's configuration comes from the ConfigMap, which an
 /// `env` entry of the same name would override: those entries are left out.
 fn environment(spec: &Validated) -> Vec<EnvVar> {
-    let allocator = (spec.device == Device::Cuda).then(|| EnvVar {
+    let allocator = spec.allocator.map(|allocator| EnvVar {
         // libtorch reads it when it is loaded, so the process cannot set it for itself.
-        name: ALLOCATOR_VARIABLE.into(),
-        value: Some("expandable_segments:True".into()),
+        name: allocator::VARIABLE.into(),
+        value: Some(allocator.to_string()),
         ..Default::default()
     });
     let user = spec.pod.env.iter().flatten().filter(|env| !is_reserved(&env.name, spec)).cloned();
     allocator.into_iter().chain(user).collect()
 }
-
-const ALLOCATOR_VARIABLE: &str = "PYTORCH_CUDA_ALLOC_CONF";
 
 /// What of the user's pod template has no effect because the operator's own keys win, as sentences.
 pub(super) fn left_out(spec: &Validated) -> Vec<String> {
@@ -139,7 +138,7 @@ pub(super) fn left_out(spec: &Validated) -> Vec<String> {
 
 /// Whether the environment variable `name` follows from a field of the spec, so that a user's own entry is left out.
 fn is_reserved(name: &str, spec: &Validated) -> bool {
-    let own = spec.device == Device::Cuda && name == ALLOCATOR_VARIABLE;
+    let own = spec.allocator.is_some() && name == allocator::VARIABLE;
     own || super::config_map::data(spec).contains_key(name)
 }
 

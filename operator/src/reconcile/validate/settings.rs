@@ -1,7 +1,9 @@
 //! The worker's configuration: what each field becomes in the worker's environment, and who decided it.
 
+use imagegen_core::allocator::{Allocator, AllocatorChoice, Strategy};
+
 use crate::{
-    crd::{Bucket, Device, Duration, ImageGenSpec, Origin, Precision, SizePolicy, VaeTiling},
+    crd::{AllocatorStrategy, Bucket, Device, Duration, ImageGenSpec, Origin, Precision, SizePolicy, VaeTiling},
     reconcile::types::{Setting, WorkerSetting},
 };
 
@@ -17,8 +19,50 @@ pub(super) fn precision(spec: &ImageGenSpec) -> Setting<Precision> {
     Setting::spec_or(spec.model.precision, built_in)
 }
 
+/// The allocator in force on workers with a GPU of `gpu_resource`.
+///
+/// # Errors
+/// The sentence for the user, where the schema did not stop settings that make no sense.
+pub(super) fn allocator(spec: &ImageGenSpec, gpu_resource: &str) -> Result<Setting<Allocator>, String> {
+    let Some(given) = &spec.worker.allocator else {
+        return Ok(Setting { value: Allocator::built_in(gpu_resource), origin: Origin::BuiltIn });
+    };
+    let choice = AllocatorChoice {
+        strategy: match given.strategy {
+            AllocatorStrategy::ExpandableSegments => Strategy::ExpandableSegments,
+            AllocatorStrategy::MaxSplitSize => Strategy::MaxSplitSize,
+            AllocatorStrategy::CudaMallocAsync => Strategy::CudaMallocAsync,
+        },
+        max_split_size_mib: given.max_split_size_mib,
+        roundup_power2_divisions: given.roundup_power2_divisions,
+        garbage_collection_threshold: given.garbage_collection_threshold,
+    };
+    Ok(Setting { value: choice.resolve()?, origin: Origin::Spec })
+}
+
+/// The allocator as the worker's flags have it, so that the worker can check what the environment says.
+fn allocator_rows(allocator: &Setting<Allocator>) -> Vec<WorkerSetting> {
+    let origin = allocator.origin;
+    let of = |name, variable, value: String| row(name, variable, Setting { value, origin });
+    let mut rows = vec![of("allocator", "IMAGEGEN_ALLOCATOR", allocator.value.strategy().to_string())];
+    if let Allocator::MaxSplitSize(settings) = allocator.value {
+        let size = settings.max_split_size_mib.to_string();
+        rows.push(of("allocatorMaxSplitSizeMiB", "IMAGEGEN_ALLOCATOR_MAX_SPLIT_SIZE_MIB", size));
+        rows.push(of(
+            "allocatorGarbageCollectionThreshold",
+            "IMAGEGEN_ALLOCATOR_GARBAGE_COLLECTION_THRESHOLD",
+            settings.garbage_collection_threshold.to_string(),
+        ));
+        rows.extend(settings.roundup_power2_divisions.map(|divisions| {
+            let variable = "IMAGEGEN_ALLOCATOR_ROUNDUP_POWER2_DIVISIONS";
+            of("allocatorRoundupPower2Divisions", variable, divisions.to_string())
+        }));
+    }
+    rows
+}
+
 /// All settings that the operator decides, sorted by variable. What is absent here is the worker's own choice.
-pub(super) fn resolve(spec: &ImageGenSpec) -> Vec<WorkerSetting> {
+pub(super) fn resolve(spec: &ImageGenSpec, allocator: Option<&Setting<Allocator>>) -> Vec<WorkerSetting> {
     let worker = &spec.worker;
     let defaults = spec.model.defaults.clone().unwrap_or_default();
     let queue = worker.queue.clone().unwrap_or_default();
@@ -67,6 +111,7 @@ pub(super) fn resolve(spec: &ImageGenSpec) -> Vec<WorkerSetting> {
     settings.extend(
         optional.into_iter().filter_map(|(name, variable, value)| Some(row(name, variable, from_spec(value?)))),
     );
+    settings.extend(allocator.into_iter().flat_map(allocator_rows));
     settings.sort_by_key(|setting| setting.variable);
     settings
 }

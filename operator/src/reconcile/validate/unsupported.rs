@@ -18,7 +18,7 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let mixed =
         weights == Some(TextEncoderWeights::BFloat16) && super::settings::precision(spec).value == Precision::Float32;
 
-    let table: [(bool, &str, String); 14] = [
+    let table: [(bool, &str, String); 12] = [
         (
             spec.model.source.hugging_face.is_some(),
             "model.source.huggingFace",
@@ -33,11 +33,6 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
             worker.gpu.as_ref().is_some_and(|gpu| gpu.claim.is_some()),
             "worker.gpu.claim",
             "dynamic resource allocation is not there yet: use worker.gpu.resource with the resource of a device plugin".into(),
-        ),
-        (
-            worker.allocator.is_some(),
-            "worker.allocator",
-            "allocator settings are not there yet: leave the field out, workers then use ExpandableSegments".into(),
         ),
         (
             worker.memory_limit_ratio.is_some(),

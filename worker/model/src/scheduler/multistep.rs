@@ -47,14 +47,12 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// That of the images at `indices`, `[N]` whole numbers on the device of the latents.
-    #[allow(dead_code, reason = "for batches that lose images or are taken apart")]
-    pub(crate) fn select(&self, indices: &Tensor) -> Self {
-        let select = |tensor: &Tensor| tensor.index_select(0, indices);
+    /// That of the images that `part` takes out of the tensor of all of them.
+    pub(crate) fn map(&self, part: impl Fn(&Tensor) -> Tensor) -> Self {
         Self {
-            predictions: self.predictions.iter().map(select).collect(),
-            last_base: self.last_base.as_ref().map(select),
-            before: self.before.as_ref().map(select),
+            predictions: self.predictions.iter().map(&part).collect(),
+            last_base: self.last_base.as_ref().map(&part),
+            before: self.before.as_ref().map(&part),
         }
     }
 }
@@ -108,7 +106,7 @@ mod tests {
         let images = |offset: i64| Tensor::arange(3, (tch::Kind::Float, tch::Device::Cpu)) + offset;
         let history =
             History { predictions: vec![images(0), images(10)], last_base: Some(images(20)), before: Some(images(30)) };
-        let selected = history.select(&Tensor::from_slice(&[2i64, 0]));
+        let selected = history.map(|images| images.index_select(0, &Tensor::from_slice(&[2i64, 0])));
         let numbers = |tensor: &Tensor| Vec::<f32>::try_from(tensor).unwrap();
         assert_eq!(selected.predictions.iter().map(numbers).collect::<Vec<_>>(), [[2.0, 0.0], [12.0, 10.0]]);
         assert_eq!(numbers(&selected.last_base.unwrap()), [22.0, 20.0]);

@@ -8,10 +8,12 @@ use std::collections::HashSet;
 
 use tch::{Kind, Tensor};
 
+use shards::Found;
 pub(crate) use shards::Shards;
 
 use crate::LoadError;
 use crate::nn::{Conv, GroupNorm, Linear};
+use crate::random;
 
 /// Called with the number of file bytes that were read since the last call.
 pub(crate) type OnRead<'a> = &'a mut dyn FnMut(u64);
@@ -93,14 +95,23 @@ impl<'a> Weights<'a> {
     pub(crate) fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
         let key = format!("{}{name}", self.prefix);
         let found = self.shards.find(&key, shape)?;
-        self.tally.file_bytes += found.bytes.len() as u64;
-        self.tally.parameters += shape.iter().product::<i64>().unsigned_abs();
+        let parameters = shape.iter().product::<i64>().unsigned_abs();
+        let file_bytes = match found {
+            Found::Stored { bytes, .. } => bytes.len() as u64,
+            Found::Random => parameters * Kind::BFloat16.elt_size_in_bytes() as u64,
+        };
+        self.tally.file_bytes += file_bytes;
+        self.tally.parameters += parameters;
         self.used.insert(key);
         let Pass::Read { device, kind, on_read } = &mut self.pass else { return Ok(Tensor::new()) };
-        let tensor = Tensor::f_from_data_size(found.bytes, shape, found.kind)
-            .and_then(|tensor| tensor.f_to_device_(*device, *kind, false, false))
-            .map_err(|error| LoadError::Library { component: self.component, detail: error.to_string() })?;
-        on_read(found.bytes.len() as u64);
+        let tensor = match found {
+            Found::Stored { bytes, kind: stored } => Tensor::f_from_data_size(bytes, shape, stored)
+                .and_then(|tensor| tensor.f_to_device_(*device, *kind, false, false)),
+            Found::Random => random::tensor(name, shape, *device, *kind),
+        };
+        let tensor =
+            tensor.map_err(|error| LoadError::Library { component: self.component, detail: error.to_string() })?;
+        on_read(file_bytes);
         Ok(tensor)
     }
 

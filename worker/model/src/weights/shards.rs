@@ -17,12 +17,19 @@ pub(crate) struct Shards {
     source: PathBuf,
     files: Vec<Mapped>,
     file_of: HashMap<String, usize>,
+    /// There are no files, and every tensor is made.
+    random: bool,
 }
 
 /// A tensor as it lies in its file.
-pub(crate) struct Found<'a> {
-    pub(crate) bytes: &'a [u8],
-    pub(crate) kind: Kind,
+#[derive(Clone, Copy)]
+pub(crate) enum Found<'a> {
+    Stored {
+        bytes: &'a [u8],
+        kind: Kind,
+    },
+    /// In no file: it is to be made of random numbers.
+    Random,
 }
 
 impl Shards {
@@ -36,9 +43,9 @@ impl Shards {
         if !index.exists() {
             let file = Mapped::open(single.clone())?;
             let file_of = file.names().into_iter().map(|name| (name, 0)).collect();
-            return Ok(Self { source: single, files: vec![file], file_of });
+            return Ok(Self { source: single, files: vec![file], file_of, random: false });
         }
-        let mut shards = Self { source: index.clone(), files: Vec::new(), file_of: HashMap::new() };
+        let mut shards = Self { source: index.clone(), files: Vec::new(), file_of: HashMap::new(), random: false };
         for (name, key) in shard_names(&ConfigFile::read(index.clone(), "the list of weight files")?)? {
             let path = folder.join(&name);
             if !path.exists() {
@@ -49,6 +56,11 @@ impl Shards {
             shards.files.push(file);
         }
         Ok(shards)
+    }
+
+    /// Stands for files that hold random numbers under every name.
+    pub(crate) fn random() -> Self {
+        Self { source: PathBuf::new(), files: Vec::new(), file_of: HashMap::new(), random: true }
     }
 
     pub(super) fn files(&self) -> &[Mapped] {
@@ -70,6 +82,9 @@ impl Shards {
     /// # Errors
     /// When it has not.
     pub(crate) fn find(&self, key: &str, shape: &[i64]) -> Result<Found<'_>, LoadError> {
+        if self.random {
+            return Ok(Found::Random);
+        }
         let file = self.file_of.get(key).map(|&file| &self.files[file]);
         let Some((file, info)) = file.and_then(|file| Some((file, file.info(key)?))) else {
             let (path, key) = (self.source.clone(), key.to_owned());
@@ -83,7 +98,7 @@ impl Shards {
         if found != shape {
             return Err(LoadError::Shape { path: path.to_owned(), key, expected: shape.to_vec(), found });
         }
-        Ok(Found { bytes: file.bytes(info), kind })
+        Ok(Found::Stored { bytes: file.bytes(info), kind })
     }
 
     /// The complaint about a tensor that `model` does not know.
