@@ -363,6 +363,20 @@ pub struct GenerateArgs {
     pub development: bool,
 }
 
+/// A copy in another precision.
+#[derive(Debug, Clone, Args)]
+pub struct ConvertArgs {
+    /// Folder of the checkpoint, in the layout of diffusers (model_index.json beside the parts)
+    #[arg(long, env = "IMAGEGEN_MODEL", value_name = "DIR")]
+    pub model: PathBuf,
+    /// Folder of the copy; must not be there yet
+    #[arg(long, short, env = "IMAGEGEN_OUTPUT", value_name = "DIR")]
+    pub output: PathBuf,
+    /// Numbers the copy's weights are kept in: bfloat16 or float32
+    #[arg(long, env = "IMAGEGEN_PRECISION", value_name = "PRECISION")]
+    pub precision: StoredPrecision,
+}
+
 fn positive_ratio(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()

@@ -80,11 +80,11 @@ pub(crate) struct EngineSettings {
     /// Where the model runs.
     pub(crate) device: Device,
     /// CPU threads of libtorch. Absent: the CPU limit.
-    pub threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
     /// What the environment asks the GPU's allocator for. Absent: nothing.
-    pub allocator: Option<Allocator>,
+    pub(crate) allocator: Option<Allocator>,
     /// Random weights in place of the checkpoint's.
-    pub random_weights: bool,
+    pub(crate) random_weights: bool,
 }
 
 /// Numbers that the weights are kept in.

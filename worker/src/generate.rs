@@ -131,7 +131,8 @@ pub fn generate(args: GenerateArgs) -> Result<Vec<PathBuf>, GenerateError> {
         }
         #[cfg(not(feature = "torch"))]
         EngineChoice::Torch => {
-            let unused = (model, settings);
+            let EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights } = settings;
+            let unused = (model, precision, vae_tiling, device, threads, allocator, random_weights);
             Err(GenerateError::Usage(format!("this binary was built without libtorch and cannot use {unused:?}")))
         }
     }
