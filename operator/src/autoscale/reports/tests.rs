@@ -4,7 +4,8 @@ use std::{pin::Pin, time::Duration};
 
 use futures::Stream;
 use imagegen_proto::v1::{
-    DrainReply, DrainRequest, ResumeReply, ResumeRequest, WatchReportRequest, WorkerReport, WorkerState,
+    AllocatorSnapshotReply, AllocatorSnapshotRequest, DrainReply, DrainRequest, ResumeReply, ResumeRequest, TrimReply,
+    TrimRequest, WatchReportRequest, WorkerReport, WorkerState,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use jiff::Timestamp;
@@ -64,6 +65,17 @@ impl AdminService for Scripted {
 
     async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<ResumeReply>, Status> {
         Ok(Response::new(ResumeReply {}))
+    }
+
+    async fn trim(&self, _: Request<TrimRequest>) -> Result<Response<TrimReply>, Status> {
+        Err(Status::unimplemented("not part of this script"))
+    }
+
+    async fn allocator_snapshot(
+        &self,
+        _: Request<AllocatorSnapshotRequest>,
+    ) -> Result<Response<AllocatorSnapshotReply>, Status> {
+        Err(Status::unimplemented("not part of this script"))
     }
 }
 
