@@ -8,7 +8,8 @@ use std::{
 
 use futures::Stream;
 use imagegen_proto::v1::{
-    DrainReply, DrainRequest, ResumeReply, ResumeRequest, WatchReportRequest, WorkerReport, WorkerState,
+    AllocatorSnapshotReply, AllocatorSnapshotRequest, DrainReply, DrainRequest, ResumeReply, ResumeRequest, TrimReply,
+    TrimRequest, WatchReportRequest, WorkerReport, WorkerState,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use jiff::Timestamp;
@@ -144,5 +145,16 @@ impl AdminService for Script {
             report.drain_id = String::new();
         });
         Ok(Response::new(ResumeReply::default()))
+    }
+
+    async fn trim(&self, _: Request<TrimRequest>) -> Result<Response<TrimReply>, Status> {
+        Err(Status::unimplemented("not part of this script"))
+    }
+
+    async fn allocator_snapshot(
+        &self,
+        _: Request<AllocatorSnapshotRequest>,
+    ) -> Result<Response<AllocatorSnapshotReply>, Status> {
+        Err(Status::unimplemented("not part of this script"))
     }
 }
