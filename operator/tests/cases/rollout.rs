@@ -75,7 +75,7 @@ pub(crate) async fn a_failed_rollout_is_rolled_back_and_a_fix_is_tried(server: A
     world.until::<ConfigMap>("turbo-worker", "the last ready steps", |found| steps(found) == Some("8")).await;
     controller_says(&world, [3, 3, 3], "NewReplicaSetAvailable").await;
     let degraded = world.until_condition("turbo", "Degraded", "True", "RolledBack").await;
-    assert!(degraded.message.contains("3 of 3 workers are ready"), "{}", degraded.message);
+    assert!(degraded.message.contains("is in force again"), "{}", degraded.message);
     world.until_condition("turbo", "Ready", "False", "RolledBack").await;
     world.until_condition("turbo", "Available", "True", "WorkersReady").await;
 
