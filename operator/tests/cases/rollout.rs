@@ -42,11 +42,19 @@ async fn start(world: &World, on_failure: &str) {
     spec["rollout"] = json!({"onFailure": on_failure});
     world.create_imagegen("turbo", spec).await;
     world.until_children("turbo").await;
-    controller_says(world, [3, 3, 3], "NewReplicaSetAvailable").await;
+    completes(world, 3).await;
     world.until_condition("turbo", "Ready", "True", "AllWorkersReady").await;
-    let kept = |found: &Deployment| found.annotations().contains_key("imagegen.dev/ready-revision");
+}
+
+/// All workers are ready, and the operator has kept the template. That grows the generation, which the controller sees.
+async fn completes(world: &World, workers: i32) {
+    controller_says(world, [workers; 3], "NewReplicaSetAvailable").await;
+    let kept = |found: &Deployment| {
+        let annotation = |name: &str| found.annotations().get(name).map(String::as_str).unwrap_or_default();
+        annotation("imagegen.dev/ready-revision").contains(annotation("imagegen.dev/template-hash"))
+    };
     world.until::<Deployment>("turbo", "the ready revision is kept", kept).await;
-    controller_says(world, [3, 3, 3], "NewReplicaSetAvailable").await;
+    controller_says(world, [workers; 3], "NewReplicaSetAvailable").await;
 }
 
 async fn break_it(world: &World) {
@@ -67,7 +75,7 @@ pub(crate) async fn a_failed_rollout_is_rolled_back_and_a_fix_is_tried(server: A
     world.until::<ConfigMap>("turbo-worker", "the last ready steps", |found| steps(found) == Some("8")).await;
     controller_says(&world, [3, 3, 3], "NewReplicaSetAvailable").await;
     let degraded = world.until_condition("turbo", "Degraded", "True", "RolledBack").await;
-    assert!(degraded.message.contains("3 of 3 workers are ready"), "{}", degraded.message);
+    assert!(degraded.message.contains("is in force again"), "{}", degraded.message);
     world.until_condition("turbo", "Ready", "False", "RolledBack").await;
     world.until_condition("turbo", "Available", "True", "WorkersReady").await;
 
@@ -82,7 +90,7 @@ pub(crate) async fn a_failed_rollout_is_rolled_back_and_a_fix_is_tried(server: A
     world.edit_imagegen("turbo", json!({"worker": {"image": "registry.invalid/worker:fixed"}})).await;
     world.until::<Deployment>("turbo", "the fixed image", |found| image(found).ends_with(":fixed")).await;
     world.until::<ConfigMap>("turbo-worker", "the new steps", |found| steps(found) == Some("4")).await;
-    controller_says(&world, [4, 4, 4], "NewReplicaSetAvailable").await;
+    completes(&world, 4).await;
     world.until_condition("turbo", "Degraded", "False", "AsExpected").await;
 }
 

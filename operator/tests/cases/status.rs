@@ -15,10 +15,11 @@ async fn set_deployment_status(world: &World, status: Value) {
     world.api::<Deployment>().patch_status("turbo", &PatchParams::default(), &patch).await.unwrap();
 }
 
+/// Observed at a generation that no write of a test reaches: a Deployment's generation grows with its annotations too.
 fn fleet(replicas: i32, ready: i32) -> Value {
     let available = if ready > 0 { "True" } else { "False" };
     json!({
-        "observedGeneration": 1, "replicas": replicas, "updatedReplicas": replicas,
+        "observedGeneration": 1000, "replicas": replicas, "updatedReplicas": replicas,
         "readyReplicas": ready, "availableReplicas": ready, "unavailableReplicas": replicas - ready,
         "conditions": [
             {"type": "Available", "status": available, "reason": "MinimumReplicas", "message": ""},
