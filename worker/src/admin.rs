@@ -224,6 +224,7 @@ fn numbers(numbers: &Numbers) -> WorkerReport {
             largest_free_block_bytes: allocator.largest_free_block_bytes.unwrap_or_default(),
         }),
         memory_pressure: demand.memory_pressure,
+        busy_ratio: demand.busy_ratio,
         wait_seconds: demand.wait_seconds,
         backlog_seconds: demand.backlog_seconds,
         pressure: numbers.pressure,

@@ -132,6 +132,8 @@ impl Targets {
 pub struct Demand {
     /// Mean memory pressure, 0 to 1.
     pub memory_pressure: f64,
+    /// Share of the last 15 s in which something was on the engine, 0 to 1.
+    pub busy_ratio: f64,
     /// Rest of the running work and all that waits.
     pub wait_seconds: f64,
     /// The above, and work refused of late.
@@ -151,8 +153,10 @@ pub fn pressure(demand: &Demand, targets: &Targets) -> f64 {
     }
     let of_time = targets.memory_pressure * demand.backlog_seconds / targets.queue_wait.as_secs_f64().max(1e-3);
     let of_time = if of_time.is_finite() { of_time } else { MAX_PRESSURE };
+    // A worker at work all the time counts as one worker, with a queue or without.
+    let of_work = targets.memory_pressure * demand.busy_ratio.clamp(0.0, 1.0);
     let most = if demand.is_waiting { MAX_PRESSURE } else { targets.memory_pressure };
-    demand.memory_pressure.max(of_time).clamp(0.0, most)
+    demand.memory_pressure.max(of_time).max(of_work).clamp(0.0, most)
 }
 
 #[cfg(test)]
@@ -205,21 +209,31 @@ mod tests {
     }
 
     #[rstest]
-    #[case::idle(0.9, 0.0, false, false, 0.0)]
-    #[case::a_large_card_that_is_busy(0.1, 4.0, true, false, 0.15)]
-    #[case::long_work_and_no_queue_is_at_most_the_target(0.2, 400.0, true, false, 0.75)]
-    #[case::a_small_card_that_is_full_and_has_a_queue(0.95, 5.0, true, true, 0.95)]
-    #[case::a_backlog_of_twice_the_wanted_wait(0.1, 40.0, true, true, 1.5)]
-    #[case::refused_while_nothing_runs(0.0, 40.0, false, true, 1.5)]
-    #[case::endless(0.1, f64::INFINITY, true, true, 100.0)]
-    fn the_signal_is_the_larger_of_memory_and_wait(
+    #[case::idle(0.9, 0.9, 0.0, false, false, 0.0)]
+    #[case::a_large_card_that_works_a_little(0.1, 0.1, 4.0, true, false, 0.15)]
+    #[case::a_large_card_at_work_half_of_the_time(0.1, 0.5, 4.0, true, false, 0.375)]
+    #[case::a_large_card_at_work_all_the_time(0.1, 1.0, 4.0, true, false, 0.75)]
+    #[case::long_work_and_no_queue_is_at_most_the_target(0.2, 1.0, 400.0, true, false, 0.75)]
+    #[case::a_small_card_that_is_full_and_has_a_queue(0.95, 1.0, 5.0, true, true, 0.95)]
+    #[case::a_backlog_of_twice_the_wanted_wait(0.1, 1.0, 40.0, true, true, 1.5)]
+    #[case::refused_while_nothing_runs(0.0, 0.0, 40.0, false, true, 1.5)]
+    #[case::endless(0.1, 1.0, f64::INFINITY, true, true, 100.0)]
+    fn the_signal_is_the_largest_of_memory_wait_and_work(
         #[case] memory_pressure: f64,
+        #[case] busy_ratio: f64,
         #[case] backlog_seconds: f64,
         #[case] is_running: bool,
         #[case] is_waiting: bool,
         #[case] expected: f64,
     ) {
-        let demand = Demand { memory_pressure, wait_seconds: backlog_seconds, backlog_seconds, is_running, is_waiting };
+        let demand = Demand {
+            memory_pressure,
+            busy_ratio,
+            wait_seconds: backlog_seconds,
+            backlog_seconds,
+            is_running,
+            is_waiting,
+        };
         assert!((pressure(&demand, &Targets::BUILT_IN) - expected).abs() < 1e-9);
     }
 
@@ -242,7 +256,7 @@ mod tests {
         ) {
             let targets = Targets { queue_wait: Duration::from_millis(wait_ms), ..Targets::BUILT_IN };
             let demand = |backlog_seconds| Demand {
-                memory_pressure, wait_seconds: backlog_seconds, backlog_seconds, is_running: true, is_waiting: true,
+                memory_pressure, busy_ratio: 0.5, wait_seconds: backlog_seconds, backlog_seconds, is_running: true, is_waiting: true,
             };
             let (less, more) = (pressure(&demand(backlog), &targets), pressure(&demand(backlog + more), &targets));
             prop_assert!(less <= more && (0.0..=MAX_PRESSURE).contains(&more));

@@ -27,6 +27,8 @@ pub(super) struct Signals {
     /// Live bytes of all processes fill the device, even after a trim.
     pub(super) is_exhausted: bool,
     pressure: MemoryPressure,
+    /// 1 while something is on the engine.
+    busy: MemoryPressure,
     refused: RefusedWork,
     /// When a request last ran, waited or was refused; `None` before the first serving.
     pub(super) busy_at: Option<Duration>,
@@ -47,6 +49,7 @@ impl Default for Signals {
             is_starved: false,
             is_exhausted: false,
             pressure: MemoryPressure::default(),
+            busy: MemoryPressure::default(),
             refused: RefusedWork::default(),
             busy_at: None,
             served_at: None,
@@ -109,8 +112,9 @@ pub(crate) struct RefusedAgo {
 }
 
 impl State {
-    /// Notes when the worker was last busy.
+    /// Notes when the worker was last busy, and whether it is at work.
     pub(super) fn note_idleness(&mut self, now: Duration) {
+        self.signals.busy.set(now, if self.started.is_empty() { 0.0 } else { 1.0 });
         if self.phase == Phase::Serving && (!self.started.is_empty() || !self.queue.is_empty()) {
             self.signals.busy_at = Some(now);
         }
@@ -132,6 +136,7 @@ impl State {
         let no_capacity = signals.no_capacity();
         let demand = Demand {
             memory_pressure: signals.pressure.mean(now),
+            busy_ratio: signals.busy.mean(now),
             wait_seconds,
             backlog_seconds: wait_seconds + signals.refused.seconds(now),
             is_running,

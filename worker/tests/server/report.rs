@@ -75,6 +75,7 @@ async fn reports_tell_what_waits_and_what_was_refused() {
     let report = until(&mut reports, |report| report.queued == 1 && report.running == 1).await;
     assert!(report.wait_seconds > 5.0 && report.backlog_seconds == report.wait_seconds, "{report:?}");
     assert!(report.memory_pressure > 0.0 && report.memory_pressure <= 1.0, "{report:?}");
+    assert!(report.busy_ratio > 0.0 && report.busy_ratio <= 1.0, "{report:?}");
     // The same refused request counts once, however often it comes.
     let seconds = client.estimate(long.clone()).await.unwrap().into_inner().seconds;
     let late = GenerateRequest { request_id: "again".into(), ..long };
