@@ -69,7 +69,7 @@ pub enum VaeTiling {
 
 /// How the model is loaded and run.
 #[derive(Debug, Clone, Copy)]
-pub struct EngineSettings {
+pub(crate) struct EngineSettings {
     /// Absent: what suits the device.
     pub precision: Option<Precision>,
     /// Which pictures are decoded in tiles.

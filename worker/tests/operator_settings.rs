@@ -36,6 +36,7 @@ fn arguments(imagegen: &ImageGen) -> Vec<String> {
         operator_namespace: "imagegen-system".into(),
         allow_host_path: true,
         allow_privileged_pods: false,
+        metrics_api: true,
     };
     let validated = validate(imagegen, &facts, &operator).expect("the spec is accepted");
     let data = build(&validated).config_map.data.unwrap();
