@@ -100,7 +100,7 @@ async fn steps(ig: &ImageGen, ctx: &Context, tracked: &mut Tracked) -> Result<Ac
     fleet.metrics_api = ctx.metrics_api.borrow().clone();
     match validate::validate(ig, &facts, &ctx.settings) {
         Err(refusals) => refused(ig, ctx, &refusals, &fleet, tracked).await,
-        Ok(validated) => accepted(ig, ctx, &namespace, &validated, &fleet, tracked).await,
+        Ok(validated) => Box::pin(accepted(ig, ctx, &namespace, &validated, &fleet, tracked)).await,
     }
 }
 
