@@ -125,12 +125,15 @@ fn allocator_settings_that_only_the_schema_stops_are_refused_all_the_same() {
     "model: {source: {huggingFace: {repo: a/b, revision: x, cache: {claimName: c}}}}",
     "spec.model.source.huggingFace"
 )]
-#[case::float8("model: {source: {hostPath: {path: /m}}, precision: Float8}", "spec.model.precision")]
 #[case::a_dra_claim(&with("worker: {gpu: {claim: {resourceClaimTemplateName: g}}}"), "spec.worker.gpu.claim")]
 #[case::a_memory_limit(&with("worker: {memoryLimitRatio: 0.9}"), "spec.worker.memoryLimitRatio")]
 #[case::a_holdup(&with("worker: {queue: {maxHoldup: 5s}}"), "spec.worker.queue.maxHoldup")]
 #[case::offloading(&with("worker: {textEncoder: {residency: Offloaded}}"), "spec.worker.textEncoder.residency")]
 #[case::small_weights(&with("worker: {textEncoder: {weights: Int4}}"), "spec.worker.textEncoder.weights")]
+#[case::mixed_eight_bits(
+    "model: {source: {hostPath: {path: /m}}, precision: Float8}\nworker: {textEncoder: {weights: BFloat16}}",
+    "spec.worker.textEncoder.weights"
+)]
 #[case::mixed_weights(&with("worker: {device: Cpu, textEncoder: {weights: BFloat16}}"), "spec.worker.textEncoder.weights")]
 #[case::pool_overhead(&with("worker: {poolOverhead: {trimAbove: 0.3}}"), "spec.worker.poolOverhead")]
 #[case::the_operators_autoscaler(&with("autoscaling: {mode: Operator, maxReplicas: 3}"), "spec.autoscaling.mode")]

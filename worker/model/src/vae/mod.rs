@@ -169,7 +169,7 @@ impl VaeDecoder {
         for block in &self.up_blocks {
             x = block.forward(x, statistics);
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&x, statistics).silu_())
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x, statistics))
     }
 }
 
@@ -224,8 +224,8 @@ impl Resnet {
     }
 
     fn forward(&self, x: &Tensor, statistics: &Statistics) -> Tensor {
-        let hidden = self.conv1.forward(&self.norm1.forward(x, statistics).silu_());
-        let mut hidden = self.conv2.forward(&self.norm2.forward(&hidden, statistics).silu_());
+        let hidden = self.conv1.forward(&self.norm1.forward_silu(x, statistics));
+        let mut hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden, statistics));
         match &self.conv_shortcut {
             None => hidden += x,
             Some(conv) => hidden += conv.forward(x),
