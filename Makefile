@@ -100,10 +100,14 @@ test-2.11: ## Model and worker tests against libtorch 2.11
 	@$(MAKE) --no-print-directory test-model LIBTORCH=2.11
 
 # --- Measuring
-.PHONY: bench-cpu bench-start bench-operator bench-scaling
+.PHONY: bench-cpu bench-gpu bench-start bench-operator bench-scaling
 bench-cpu: ## Seconds an image on the CPU against the diffusers pipeline, as a ratio from one run
 	$(CARGO) build --locked --release -p imagegen-model --example bench_cpu
 	@tests/reference/python.sh tests/reference/compare_cpu.py $(TARGET)/release/examples/bench_cpu
+bench-gpu: tree ## Milliseconds an image at full size on random weights, on a GPU (LIBTORCH=2.11; PEER=... adds the peer's script)
+	@$(S)/libtorch.sh $(LIBTORCH) --cuda >/dev/null
+	$(CARGO) build --locked --release -p imagegen-model --example bench_gpu
+	@tests/reference/bench_gpu.sh $(TARGET)/release/examples/bench_gpu $(PEER)
 bench-start: worker ## Seconds from the start of a worker to ready, and its memory
 	python3 tests/reference/start_to_ready.py $(TARGET)/release/imagegen-worker
 bench-operator: test-tools ## Reconcile latency and API calls for 200 ImageGens

@@ -125,10 +125,13 @@ fn allocator_settings_that_only_the_schema_stops_are_refused_all_the_same() {
     "model: {source: {huggingFace: {repo: a/b, revision: x, cache: {claimName: c}}}}",
     "spec.model.source.huggingFace"
 )]
-#[case::float8("model: {source: {hostPath: {path: /m}}, precision: Float8}", "spec.model.precision")]
 #[case::a_dra_claim(&with("worker: {gpu: {claim: {resourceClaimTemplateName: g}}}"), "spec.worker.gpu.claim")]
 #[case::offloading(&with("worker: {textEncoder: {residency: Offloaded}}"), "spec.worker.textEncoder.residency")]
 #[case::small_weights(&with("worker: {textEncoder: {weights: Int4}}"), "spec.worker.textEncoder.weights")]
+#[case::mixed_eight_bits(
+    "model: {source: {hostPath: {path: /m}}, precision: Float8}\nworker: {textEncoder: {weights: BFloat16}}",
+    "spec.worker.textEncoder.weights"
+)]
 #[case::mixed_weights(&with("worker: {device: Cpu, textEncoder: {weights: BFloat16}}"), "spec.worker.textEncoder.weights")]
 #[case::the_operators_way_to_zero(&with("autoscaling: {mode: Operator, minReplicas: 0, maxReplicas: 3}"), "spec.autoscaling.minReplicas")]
 #[case::scale_to_zero(&with("autoscaling: {mode: Disabled, minReplicas: 0, scaleToZero: {maxHeld: 3}}"), "spec.autoscaling.scaleToZero")]

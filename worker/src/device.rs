@@ -96,4 +96,6 @@ pub enum Precision {
     Float32,
     /// 16 bits; half the memory, what GPUs are fast at
     BFloat16,
+    /// 8 bits for the large products of text encoder and transformer, 16 for the rest; on a GPU it needs compute capability 8.9
+    Float8,
 }

@@ -8,7 +8,7 @@ use imagegen_model::{
     libtorch::{self, CudaLibrary, LibtorchError},
     shim::{ShimError, cuda::Cuda},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     device::{Device, EngineSettings, Precision, VaeTiling},
@@ -55,6 +55,7 @@ pub(crate) fn options(model: Option<PathBuf>, settings: EngineSettings) -> Resul
     load.precision = match precision.unwrap_or(device.suited_precision()) {
         Precision::Float32 => imagegen_model::Precision::Float32,
         Precision::BFloat16 => imagegen_model::Precision::BFloat16,
+        Precision::Float8 => imagegen_model::Precision::Float8,
     };
     load.vae_tiling = match vae_tiling {
         VaeTiling::Auto => imagegen_model::VaeTiling::Auto,
@@ -90,5 +91,8 @@ pub(crate) fn load(options: &Options, progress: &mut dyn FnMut(LoadProgress)) ->
     let engine = TorchEngine::load(load, &mut |imagegen_model::LoadProgress { loaded_bytes, total_bytes }| {
         progress(LoadProgress { loaded_bytes, total_bytes });
     })?;
+    if let Some(reason) = engine.missing_kernels() {
+        warn!(reason, "This program's own GPU kernels are not there; pictures take longer.");
+    }
     Ok(engine)
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::LoadError;
 use crate::config::{ModelIndex, SchedulerConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
-use crate::load::{LoadOptions, LoadProgress};
+use crate::load::{LoadOptions, LoadProgress, Precision};
 use crate::random;
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::Tokenizer;
@@ -64,6 +64,7 @@ struct Network<'a, N> {
     class: &'static str,
     shards: Shards,
     prefix: &'static str,
+    precision: Precision,
     build: &'a dyn Fn(&mut Weights<'_>) -> Result<N, LoadError>,
     may_be_unused: &'a dyn Fn(&str) -> bool,
 }
@@ -71,13 +72,14 @@ struct Network<'a, N> {
 impl<N> Network<'_, N> {
     /// Compares names, shapes and types with the files.
     fn check(&self) -> Result<Tally, LoadError> {
-        let mut weights = Weights::check(&self.shards, self.component, self.prefix);
+        let mut weights = Weights::check(&self.shards, self.component, self.prefix, self.precision);
         (self.build)(&mut weights)?;
         weights.finish(self.class, self.may_be_unused)
     }
 
-    fn read(&self, device: tch::Device, kind: tch::Kind, on_read: OnRead<'_>) -> Result<N, LoadError> {
-        (self.build)(&mut Weights::read(&self.shards, self.component, self.prefix, device, kind, on_read))
+    fn read(&self, device: tch::Device, on_read: OnRead<'_>) -> Result<N, LoadError> {
+        let shards = &self.shards;
+        (self.build)(&mut Weights::read(shards, self.component, self.prefix, self.precision, device, on_read))
     }
 }
 
@@ -89,25 +91,23 @@ impl Checkpoint {
         let Settings { pipeline, tokenizer, scheduler, configs } =
             if options.has_built_in_model() { random::turbo()? } else { Settings::read(dir)? };
         let _sequence = options.random_weights.then(random::start);
-        let (kind, vae_kind) = (options.precision.kind(), options.vae_precision.unwrap_or(options.precision).kind());
         let device = options.device.tch();
-        let (networks, tallies) =
-            configs.networks(&weight_files(options), device, |text_encoder, transformer, vae| {
-                let tallies = [(text_encoder.check()?, kind), (transformer.check()?, kind), (vae.check()?, vae_kind)];
-                let total_bytes = tallies.iter().map(|(tally, _)| tally.file_bytes).sum();
-                let mut loaded_bytes = 0;
-                let mut on_read = |bytes: u64| {
-                    loaded_bytes += bytes;
-                    progress(LoadProgress { loaded_bytes, total_bytes });
-                };
-                on_read(0);
-                let networks = (
-                    text_encoder.read(device, kind, &mut on_read)?,
-                    transformer.read(device, kind, &mut on_read)?,
-                    vae.read(device, vae_kind, &mut on_read)?,
-                );
-                Ok((networks, tallies))
-            })?;
+        let (networks, tallies) = configs.networks(options, |text_encoder, transformer, vae| {
+            let tallies = [text_encoder.check()?, transformer.check()?, vae.check()?];
+            let total_bytes = tallies.iter().map(|tally| tally.file_bytes).sum();
+            let mut loaded_bytes = 0;
+            let mut on_read = |bytes: u64| {
+                loaded_bytes += bytes;
+                progress(LoadProgress { loaded_bytes, total_bytes });
+            };
+            on_read(0);
+            let networks = (
+                text_encoder.read(device, &mut on_read)?,
+                transformer.read(device, &mut on_read)?,
+                vae.read(device, &mut on_read)?,
+            );
+            Ok((networks, tallies))
+        })?;
         let (text_encoder, transformer, vae) = networks;
         Ok(Self {
             pipeline,
@@ -117,8 +117,8 @@ impl Checkpoint {
             transformer,
             vae,
             configs,
-            weight_bytes: tallies.iter().map(|(tally, kind)| tally.parameters * kind.elt_size_in_bytes() as u64).sum(),
-            parameters: tallies.iter().map(|(tally, _)| tally.parameters).sum(),
+            weight_bytes: tallies.iter().map(|tally| tally.resident_bytes).sum(),
+            parameters: tallies.iter().map(|tally| tally.parameters).sum(),
         })
     }
 
@@ -131,7 +131,7 @@ impl Checkpoint {
         ModelIndex::read(dir)?;
         SchedulerConfig::read(dir)?;
         Tokenizer::read(dir)?;
-        Configs::read(dir)?.networks(&weight_files(options), options.device.tch(), |text_encoder, transformer, vae| {
+        Configs::read(dir)?.networks(options, |text_encoder, transformer, vae| {
             text_encoder.check()?;
             transformer.check()?;
             vae.check().map(|_| ())
@@ -155,14 +155,14 @@ impl Configs {
     /// What `work` does with the three networks, whose weight files are opened for it.
     fn networks<T>(
         &self,
-        open: &dyn Fn(&str, &str) -> Result<Shards, LoadError>,
-        device: tch::Device,
+        options: &LoadOptions,
         work: impl FnOnce(
             Network<'_, TextEncoder>,
             Network<'_, Transformer>,
             Network<'_, VaeDecoder>,
         ) -> Result<T, LoadError>,
     ) -> Result<T, LoadError> {
+        let (open, device, precision) = (weight_files(options), options.device.tch(), options.precision);
         let shards = open("text_encoder", "model")?;
         let text_encoder = Network {
             component: "text_encoder",
@@ -170,6 +170,7 @@ impl Configs {
             // Saved from the bare model or from the one with a head.
             prefix: if shards.contains("model.embed_tokens.weight") { "model." } else { "" },
             shards,
+            precision,
             build: &|weights| TextEncoder::new(weights, &self.text_encoder),
             may_be_unused: &|name| TextEncoder::may_be_unused(&self.text_encoder, name),
         };
@@ -178,6 +179,7 @@ impl Configs {
             class: "ZImageTransformer2DModel",
             prefix: "",
             shards: open("transformer", "diffusion_pytorch_model")?,
+            precision,
             build: &|weights| Transformer::new(weights, &self.transformer, device),
             may_be_unused: &|_| false,
         };
@@ -186,6 +188,7 @@ impl Configs {
             class: "AutoencoderKL",
             prefix: "",
             shards: open("vae", "diffusion_pytorch_model")?,
+            precision: options.vae_precision.unwrap_or(precision),
             build: &|weights| VaeDecoder::new(weights, &self.vae),
             may_be_unused: &|name| VaeDecoder::may_be_unused(&self.vae, name),
         };

@@ -30,6 +30,9 @@ pub enum ConvertError {
     /// The checkpoint could not be loaded either.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// 8-bit weights are made at load.
+    #[error("there are no copies in float8: convert to bfloat16, which loads with --precision float8")]
+    EightBits,
     /// Something is there already.
     #[error("{} is there already: remove it, or name another folder", .0.display())]
     Exists(PathBuf),
@@ -81,6 +84,9 @@ fn convert_in_shards(
     max_shard_bytes: u64,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Converted, ConvertError> {
+    if precision == Precision::Float8 {
+        return Err(ConvertError::EightBits);
+    }
     Checkpoint::check(&LoadOptions { precision, ..LoadOptions::new(model_dir) })?;
     if fs::symlink_metadata(output).is_ok() {
         return Err(ConvertError::Exists(output.to_owned()));

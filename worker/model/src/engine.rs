@@ -19,6 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{SchedulerConfig, TransformerConfig};
 use crate::error::LoadError;
 use crate::failure::{classify, panic_message};
+use crate::kernels;
 use crate::libtorch::{self, CudaLibrary};
 use crate::load::{Device, LoadOptions, LoadProgress, VaeTiling};
 use crate::noise::noise;
@@ -49,6 +50,7 @@ pub struct TorchEngine {
     vae_scale: u32,
     device: tch::Device,
     memory: Memory,
+    missing_kernels: Option<String>,
 }
 
 impl TorchEngine {
@@ -58,6 +60,7 @@ impl TorchEngine {
     /// When a file is missing or not as expected, or the device cannot be used. Nothing stays loaded then.
     pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, LoadError> {
         let memory = check_device(options.device)?;
+        let missing_kernels = kernels::prepare_for(options)?;
         if let Some(threads) = options.threads {
             libtorch::set_threads(threads);
         }
@@ -69,7 +72,7 @@ impl TorchEngine {
             let detail = classify(Stage::Load, &panic_message(&*panic)).to_string();
             Err(LoadError::Library { component: "the checkpoint", detail })
         })?;
-        Ok(Self::new(checkpoint, options, memory))
+        Ok(Self { missing_kernels, ..Self::new(checkpoint, options, memory) })
     }
 
     fn new(checkpoint: Checkpoint, options: &LoadOptions, memory: Memory) -> Self {
@@ -111,7 +114,23 @@ impl TorchEngine {
             vae_scale: configs.vae.scale_factor(),
             device: options.device.tch(),
             memory,
+            missing_kernels: None,
         }
+    }
+
+    /// Why a GPU is used without this project's own kernels, and so more slowly; `None` where they run, and on a CPU.
+    #[must_use]
+    pub fn missing_kernels(&self) -> Option<&str> {
+        self.missing_kernels.as_deref()
+    }
+
+    /// Runs the text encoder alone and drops what comes out, for measuring.
+    ///
+    /// # Errors
+    /// Any [`EngineError`].
+    pub fn encode_only(&self, prompts: &[String]) -> Result<(), EngineError> {
+        let tokens = self.tokenize(prompts.iter().map(String::as_str))?;
+        self.guard(Stage::TextEncoder, || drop(self.text_encoder.forward(&tokens)))
     }
 
     /// Tokens of each prompt, cut at the model's limit.

@@ -38,9 +38,7 @@ pub enum LibtorchError {
 /// When the folder of libtorch cannot be found. A CUDA half that is not there, or that lacks one of its own libraries, is
 /// [`CudaLibrary::Absent`].
 pub fn open_cuda() -> Result<CudaLibrary, LibtorchError> {
-    let maps = std::fs::read_to_string("/proc/self/maps").map_err(LibtorchError::Maps)?;
-    let cpu = mapped_file(&maps, "libtorch_cpu.so").ok_or(LibtorchError::NotLoaded)?;
-    let path = cpu.with_file_name("libtorch_cuda.so");
+    let path = cpu_library()?.with_file_name("libtorch_cuda.so");
     if !path.exists() {
         return Ok(CudaLibrary::Absent { reason: format!("{} is not there", path.display()) });
     }
@@ -54,6 +52,15 @@ pub fn open_cuda() -> Result<CudaLibrary, LibtorchError> {
         }
         Err(error) => Ok(CudaLibrary::Absent { reason: format!("{} cannot be opened: {error}", path.display()) }),
     }
+}
+
+/// The `libtorch_cpu.so` of this process.
+///
+/// # Errors
+/// When it cannot be found.
+pub(crate) fn cpu_library() -> Result<PathBuf, LibtorchError> {
+    let maps = std::fs::read_to_string("/proc/self/maps").map_err(LibtorchError::Maps)?;
+    mapped_file(&maps, "libtorch_cpu.so").ok_or(LibtorchError::NotLoaded)
 }
 
 /// Version of libtorch that this program was compiled against, for example `2.5.1`. libtorch's symbols change with it, so

@@ -14,13 +14,15 @@ pub enum Precision {
     Float32,
     /// 16 bits with the range of 32.
     BFloat16,
+    /// 8 bits (e4m3) for the large products of text encoder and transformer, bfloat16 for the rest and for the VAE.
+    Float8,
 }
 
 impl Precision {
     pub(crate) const fn kind(self) -> Kind {
         match self {
             Self::Float32 => Kind::Float,
-            Self::BFloat16 => Kind::BFloat16,
+            Self::BFloat16 | Self::Float8 => Kind::BFloat16,
         }
     }
 }
@@ -30,13 +32,14 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::Float32 => "float32",
             Self::BFloat16 => "bfloat16",
+            Self::Float8 => "float8",
         })
     }
 }
 
 /// A text that names no precision.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a precision is float32 or bfloat16, found \"{0}\"")]
+#[error("a precision is float32, bfloat16 or float8, found \"{0}\"")]
 pub struct ParsePrecisionError(String);
 
 impl FromStr for Precision {
@@ -46,6 +49,7 @@ impl FromStr for Precision {
         match text {
             "float32" => Ok(Self::Float32),
             "bfloat16" => Ok(Self::BFloat16),
+            "float8" => Ok(Self::Float8),
             _ => Err(ParsePrecisionError(text.to_owned())),
         }
     }
@@ -183,7 +187,7 @@ mod tests {
         for device in [Device::Cpu, Device::Cuda(0), Device::Cuda(3)] {
             assert_eq!(device.to_string().parse(), Ok(device));
         }
-        for precision in [Precision::Float32, Precision::BFloat16] {
+        for precision in [Precision::Float32, Precision::BFloat16, Precision::Float8] {
             assert_eq!(precision.to_string().parse(), Ok(precision));
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));

@@ -6,7 +6,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::LoadError;
 use crate::config::TextEncoderConfig;
-use crate::nn::{Lengths, Linear, attend, rms_norm};
+use crate::kernels::Pairs;
+use crate::nn::fused::{self, Operand};
+use crate::nn::{Lengths, Linear, attend};
 use crate::weights::Weights;
 
 /// The Qwen3 text encoder without its last layer, its final norm and its head, which Z-Image does not read.
@@ -22,18 +24,12 @@ pub(crate) struct TextEncoder {
 struct Layer {
     input_layernorm: Tensor,
     qkv_proj: Linear,
-    q_norm: Tensor,
-    k_norm: Tensor,
+    /// Weights of `q_norm` and `k_norm`, `[2, head_dim]`.
+    qk_norm: Tensor,
     o_proj: Linear,
     post_attention_layernorm: Tensor,
     gate_up_proj: Linear,
     down_proj: Linear,
-}
-
-/// Cosine and sine of each token's rotation, `[tokens, 1, head_dim]`.
-struct Rope {
-    cos: Tensor,
-    sin: Tensor,
 }
 
 impl TextEncoder {
@@ -65,9 +61,13 @@ impl TextEncoder {
         let lengths = Lengths::new(prompts.iter().map(|tokens| tokens.len() as i64).collect());
         let tokens = Tensor::from_slice(&prompts.concat()).to_device(device);
         let mut hidden = Tensor::embedding(&self.embed_tokens, &tokens, -1, false, false);
-        let rope = Rope::new(&self.config, &lengths, self.embed_tokens.kind(), device);
-        for layer in &self.layers {
-            hidden = layer.forward(&self.config, hidden, &lengths, &rope);
+        let rope = rope(&self.config, &lengths, device);
+        let eps = self.config.rms_norm_eps;
+        let mut layers = self.layers.iter().peekable();
+        let mut input =
+            layers.peek().map(|first| fused::norm(&hidden, &first.input_layernorm, eps, first.qkv_proj.form()));
+        while let (Some(layer), Some(normed)) = (layers.next(), input.take()) {
+            input = layer.forward(&self.config, &mut hidden, &normed, &lengths, &rope, layers.peek().copied());
         }
         hidden.split_with_sizes(lengths.as_slice(), 0)
     }
@@ -84,56 +84,59 @@ impl Layer {
         let bias = config.attention_bias;
         Ok(Self {
             input_layernorm: weights.norm(&name("input_layernorm"), hidden)?,
-            qkv_proj: weights.linears(&[(&q, queries), (&k, keys), (&v, keys)], hidden, bias)?,
-            q_norm: weights.norm(&name("self_attn.q_norm"), head_dim)?,
-            k_norm: weights.norm(&name("self_attn.k_norm"), head_dim)?,
-            o_proj: weights.linear(&name("self_attn.o_proj"), queries, hidden, bias)?,
+            qkv_proj: weights.products(&[(&q, queries), (&k, keys), (&v, keys)], hidden, bias)?,
+            qk_norm: weights.norms(&["self_attn.q_norm", "self_attn.k_norm"].map(name), head_dim)?,
+            o_proj: weights.products(&[(&name("self_attn.o_proj"), hidden)], queries, bias)?,
             post_attention_layernorm: weights.norm(&name("post_attention_layernorm"), hidden)?,
-            gate_up_proj: weights.linears(&[(&gate, inner), (&up, inner)], hidden, false)?,
-            down_proj: weights.linear(&name("mlp.down_proj"), inner, hidden, false)?,
+            gate_up_proj: weights.products(&[(&gate, inner), (&up, inner)], hidden, false)?,
+            down_proj: weights.products(&[(&name("mlp.down_proj"), hidden)], inner, false)?,
         })
     }
 
+    /// `input` is the norm of `hidden` by this layer. Adds to `hidden` in place and returns its norm by the layer `next`.
+    ///
     /// Source: transformers 5.23.0 `models/qwen3/modeling_qwen3.py` `Qwen3DecoderLayer.forward`, `Qwen3Attention.forward`,
     /// `Qwen3MLP.forward`.
-    fn forward(&self, config: &TextEncoderConfig, mut hidden: Tensor, lengths: &Lengths, rope: &Rope) -> Tensor {
-        let (heads, groups, head_dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    fn forward(
+        &self,
+        config: &TextEncoderConfig,
+        hidden: &mut Tensor,
+        input: &Operand,
+        lengths: &Lengths,
+        rope: &Tensor,
+        next: Option<&Self>,
+    ) -> Option<Operand> {
+        let heads = (config.num_attention_heads, config.num_key_value_heads);
         let eps = config.rms_norm_eps;
-        let normed = rms_norm(&hidden, &self.input_layernorm, eps);
-        let qkv = self.qkv_proj.forward(&normed).view([-1, heads + 2 * groups, head_dim]);
-        let query = rope.apply(&rms_norm(&qkv.narrow(1, 0, heads), &self.q_norm, eps));
-        let key = rope.apply(&rms_norm(&qkv.narrow(1, heads, groups), &self.k_norm, eps));
-        let value = qkv.narrow(1, heads + groups, groups);
-        let shared = |x: &Tensor| x.repeat_interleave_self_int(heads / groups, 1, None);
-        let attended = attend(&query, &shared(&key), &shared(&value), lengths, true);
-        hidden += self.o_proj.forward(&attended);
+        let qkv = self.qkv_proj.product(input);
+        let qkv = qkv.view([qkv.size()[0], -1, config.head_dim]);
+        let [query, key, value] = fused::norm_rotate(qkv, &self.qk_norm, rope, heads, Pairs::Halves, eps);
+        let attended = attend(&query, &key, &value, lengths, true);
+        let attended = self.o_proj.product(&fused::in_form(attended, self.o_proj.form()));
 
-        let normed = rms_norm(&hidden, &self.post_attention_layernorm, eps);
-        let gate_up = self.gate_up_proj.forward(&normed).chunk(2, -1);
-        hidden += self.down_proj.forward(&(gate_up[0].silu() * &gate_up[1]));
-        hidden
+        let form = self.gate_up_proj.form();
+        let normed = fused::add_norm(hidden, &attended, None, &self.post_attention_layernorm, eps, form);
+        let inner = fused::silu_mul(&self.gate_up_proj.product(&normed), self.down_proj.form());
+        let fed = self.down_proj.product(&inner);
+        match next {
+            Some(next) => Some(fused::add_norm(hidden, &fed, None, &next.input_layernorm, eps, next.qkv_proj.form())),
+            None => {
+                fused::add(hidden, &fed, None, eps);
+                None
+            }
+        }
     }
 }
 
-impl Rope {
-    /// Source: transformers 5.23.0 `models/qwen3/modeling_qwen3.py` `Qwen3RotaryEmbedding.compute_default_rope_parameters`
-    /// and `.forward`.
-    fn new(config: &TextEncoderConfig, lengths: &Lengths, kind: Kind, device: Device) -> Self {
-        let options = (Kind::Float, device);
-        let exponents = Tensor::arange_start_step(0, config.head_dim, 2, options) / config.head_dim as f64;
-        let inverse_frequencies = Tensor::full([1], config.rope_theta, options).pow(&exponents).reciprocal();
-        let positions: Vec<Tensor> = lengths.as_slice().iter().map(|&length| Tensor::arange(length, options)).collect();
-        let angles = Tensor::cat(&positions, 0).unsqueeze(1) * inverse_frequencies;
-        let angles = Tensor::cat(&[&angles, &angles], 1).unsqueeze(1);
-        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
-    }
-
-    /// Rotates `[tokens, heads, head_dim]`, whose first and second half hold the two coordinates.
-    ///
-    /// Source: transformers 5.23.0 `models/qwen3/modeling_qwen3.py` `apply_rotary_pos_emb`.
-    fn apply(&self, x: &Tensor) -> Tensor {
-        let halves = x.chunk(2, -1);
-        let turned = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
-        x * &self.cos + turned * &self.sin
-    }
+/// Rotation of each token, complex `[tokens, 1, head_dim / 2]`, in float32 whatever the model computes in.
+///
+/// Source: transformers 5.23.0 `models/qwen3/modeling_qwen3.py` `Qwen3RotaryEmbedding.compute_default_rope_parameters`
+/// and `.forward`.
+fn rope(config: &TextEncoderConfig, lengths: &Lengths, device: Device) -> Tensor {
+    let options = (Kind::Float, device);
+    let exponents = Tensor::arange_start_step(0, config.head_dim, 2, options) / config.head_dim as f64;
+    let inverse_frequencies = Tensor::full([1], config.rope_theta, options).pow(&exponents).reciprocal();
+    let positions: Vec<Tensor> = lengths.as_slice().iter().map(|&length| Tensor::arange(length, options)).collect();
+    let angles = Tensor::cat(&positions, 0).unsqueeze(1) * inverse_frequencies;
+    Tensor::complex(&angles.cos(), &angles.sin()).unsqueeze(1)
 }

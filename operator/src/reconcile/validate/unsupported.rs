@@ -16,18 +16,13 @@ pub(super) fn check(spec: &ImageGenSpec) -> Vec<Refusal> {
     let weights = text_encoder.and_then(|t| t.weights);
     let small_weights = weights.filter(|weights| *weights != TextEncoderWeights::BFloat16);
     let mixed =
-        weights == Some(TextEncoderWeights::BFloat16) && super::settings::precision(spec).value == Precision::Float32;
+        weights == Some(TextEncoderWeights::BFloat16) && super::settings::precision(spec).value != Precision::BFloat16;
 
     let table: Vec<(bool, &str, String)> = vec![
         (
             spec.model.source.hugging_face.is_some(),
             "model.source.huggingFace",
             "downloads from the Hugging Face Hub are not there yet: put the checkpoint into a claim (persistentVolumeClaim) or an OCI image (image)".into(),
-        ),
-        (
-            spec.model.precision == Some(Precision::Float8),
-            "model.precision",
-            "Float8 is not there yet: use BFloat16 or Float32".into(),
         ),
         (
             worker.gpu.as_ref().is_some_and(|gpu| gpu.claim.is_some()),

@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use tch::{Kind, Tensor};
 
+use super::fused;
+
 /// `1 / sqrt(mean(x²) + eps)` over the last dimension, kept with size 1, in float32.
 pub(crate) fn inverse_rms(x: &Tensor, eps: f64) -> Tensor {
     let x = x.to_kind(Kind::Float);
@@ -16,14 +18,14 @@ pub(crate) fn inverse_rms(x: &Tensor, eps: f64) -> Tensor {
     mean_square.rsqrt_()
 }
 
-/// `x / rms(x) * weight` over the last dimension, with `weight` broadcast.
+/// `x / rms(x) * weight` over the last dimension, with `weight` broadcast, rounded once to the type of `x`.
 ///
 /// Source: diffusers 0.42.1 `models/normalization.py` `RMSNorm.forward`; transformers 5.23.0
 /// `models/qwen3/modeling_qwen3.py` `Qwen3RMSNorm.forward` is the same for one type of all numbers.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    let mut normed = (x * inverse_rms(x, eps)).to_kind(weight.kind());
+    let mut normed = x * inverse_rms(x, eps);
     normed *= weight;
-    normed
+    normed.to_kind(x.kind())
 }
 
 /// Group norm over `[B, C, H, W]`.
@@ -41,7 +43,7 @@ impl GroupNorm {
     /// With statistics of `x` or, where `statistics` has some, of what they were noted from.
     pub(crate) fn forward(&self, x: &Tensor, statistics: &Statistics) -> Tensor {
         match statistics {
-            Statistics::Own => x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), Self::EPS, true),
+            Statistics::Own => self.own(x, false),
             Statistics::Noted(noted) => {
                 noted.borrow_mut().push(self.scale_and_shift(x));
                 self.forward(x, &Statistics::Own)
@@ -55,7 +57,14 @@ impl GroupNorm {
 
     /// `silu` of [`Self::forward`].
     pub(crate) fn forward_silu(&self, x: &Tensor, statistics: &Statistics) -> Tensor {
-        self.forward(x, statistics).silu_()
+        match statistics {
+            Statistics::Own => self.own(x, true),
+            Statistics::Noted(_) | Statistics::Shared { .. } => self.forward(x, statistics).silu_(),
+        }
+    }
+
+    fn own(&self, x: &Tensor, activate: bool) -> Tensor {
+        fused::group_norm(x, &self.weight, &self.bias, self.groups, Self::EPS, activate)
     }
 
     /// What the norm does to each channel of one image, `[1, C, 1, 1]` in float32.

@@ -161,3 +161,22 @@ fn sixteen_bits_give_nearly_the_same_latents_with_either_vae() {
         fixture.assert_close("run.plain.latents", &made.latents, 0.05);
     }
 }
+
+#[test]
+fn eight_bits_take_less_memory_and_give_similar_latents() {
+    use crate::load::{LoadOptions, Precision};
+    let fixture = Fixture::read("tiny-a");
+    let engine = |precision| {
+        let options = LoadOptions { precision, ..fixture.options() };
+        TorchEngine::load(&options, &mut |_| {}).unwrap()
+    };
+    let mut eight = engine(Precision::Float8);
+    assert_eq!(eight.model().precision, "float8");
+    let (fewer, more) = (eight.model().weight_bytes, engine(Precision::BFloat16).model().weight_bytes);
+    assert!(eight.model().parameters < fewer && fewer < more, "{fewer} {more}");
+    let made = make(&mut eight, &specs(&fixture.cases["runs"][0]));
+    // 4 bits of mantissa; the products' errors are independent and do not add up to more.
+    fixture.assert_close("run.plain.latents", &made.latents, 0.3);
+    let exact = make(&mut engine(Precision::Float32), &specs(&fixture.cases["runs"][0]));
+    assert!(relative_difference(&made.latents, &exact.latents) > 1e-3, "the products are in 8 bits");
+}

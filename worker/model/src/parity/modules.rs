@@ -7,7 +7,7 @@ use super::{Fixture, MODULE_TOLERANCE};
 use crate::nn::Lengths;
 use crate::scheduler::Schedule;
 use crate::tokenizer::Tokenizer;
-use crate::transformer::Grid;
+use crate::transformer::{Factors, Grid, through};
 
 fn numbers(tensor: &Tensor) -> Vec<i64> {
     Vec::try_from(tensor).unwrap()
@@ -62,7 +62,7 @@ fn rope_time_and_blocks() {
         let ids = numbers(&fixture.get("rope.ids").contiguous().view([-1]));
         let positions: Vec<[i64; 3]> = ids.chunks(3).map(|ids| [ids[0], ids[1], ids[2]]).collect();
         let rope = transformer.rope.lookup(&positions);
-        let rope_values = rope.view_as_real().squeeze_dim(1).squeeze_dim(1);
+        let rope_values = rope.view_as_real().squeeze_dim(1);
         fixture.assert_close("rope.values", &rope_values, MODULE_TOLERANCE);
 
         let times = Vec::<f32>::try_from(fixture.get("t_embedder.times")).unwrap();
@@ -74,11 +74,12 @@ fn rope_time_and_blocks() {
         let tokens = || x.copy().view([-1, size[2]]);
         let rope = rope.narrow(0, 0, size[1]);
         let (rope, lengths) = (Tensor::cat(&[&rope, &rope], 0), Lengths::new(vec![size[1]; 2]));
-        let layer = &transformer.layers[0];
-        let output = layer.forward(tokens(), &lengths, &rope, &layer.modulate(&embedded).at(3));
+        let factors = transformer.layers_adaln.modulate(&transformer.layers, &embedded).at(3);
+        let output = through(&transformer.layers[..1], &factors[..1], tokens(), &lengths, &rope);
         fixture.assert_close("block.layers", &output.view(size.as_slice()), MODULE_TOLERANCE);
         if let Some(refiner) = transformer.context_refiner.first() {
-            let output = refiner.forward(tokens(), &lengths, &rope, &refiner.unmodulated());
+            let (refiner, factors) = (std::slice::from_ref(refiner), [Factors::of(refiner.norms())]);
+            let output = through(refiner, &factors, tokens(), &lengths, &rope);
             fixture.assert_close("block.context_refiner", &output.view(size.as_slice()), MODULE_TOLERANCE);
         }
     }

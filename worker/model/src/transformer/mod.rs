@@ -5,6 +5,7 @@
 //! (modulations) once in [`Transformer::modulate`], and the rest in [`Transformer::forward`].
 
 mod block;
+mod modulation;
 mod rope;
 mod timestep;
 mod tokens;
@@ -13,9 +14,10 @@ use tch::Tensor;
 
 use crate::LoadError;
 use crate::config::TransformerConfig;
-use crate::nn::{Lengths, Linear, rms_norm};
+use crate::nn::{Lengths, Linear, prepare_attention, rms_norm};
 use crate::weights::Weights;
-use block::{Block, Modulation};
+pub(crate) use block::{Block, Factors, forward as through};
+pub(crate) use modulation::{AdaLn, Modulation};
 use rope::RopeTables;
 use timestep::TimestepEmbedder;
 pub(crate) use tokens::{Grid, padded_len};
@@ -27,6 +29,8 @@ pub(crate) struct Transformer {
     x_embedder: Linear,
     final_linear: Linear,
     final_modulation: Linear,
+    noise_refiner_adaln: AdaLn,
+    pub(crate) layers_adaln: AdaLn,
     noise_refiner: Vec<Block>,
     pub(crate) context_refiner: Vec<Block>,
     pub(crate) layers: Vec<Block>,
@@ -69,8 +73,8 @@ impl Conditioning {
 /// What a forward pass needs of the time, for all steps of a schedule.
 #[derive(Debug)]
 pub(crate) struct Modulations {
-    noise_refiner: Vec<Modulation>,
-    layers: Vec<Modulation>,
+    noise_refiner: Modulation,
+    layers: Modulation,
     /// `[steps, dim]`
     final_scale: Tensor,
 }
@@ -84,13 +88,15 @@ impl Transformer {
         device: tch::Device,
     ) -> Result<Self, LoadError> {
         let (dim, adaln_dim) = (config.dim, config.adaln_dim());
-        let mut blocks = |stack: &str, count: i64, modulated: bool| -> Result<Vec<Block>, LoadError> {
-            (0..count).map(|index| Block::new(weights, config, &format!("{stack}.{index}"), modulated)).collect()
+        let mut blocks = |stack: &str, count: i64| -> Result<Vec<Block>, LoadError> {
+            (0..count).map(|index| Block::new(weights, config, &format!("{stack}.{index}"))).collect()
         };
         Ok(Self {
-            noise_refiner: blocks("noise_refiner", config.n_refiner_layers, true)?,
-            context_refiner: blocks("context_refiner", config.n_refiner_layers, false)?,
-            layers: blocks("layers", config.n_layers, true)?,
+            noise_refiner: blocks("noise_refiner", config.n_refiner_layers)?,
+            context_refiner: blocks("context_refiner", config.n_refiner_layers)?,
+            layers: blocks("layers", config.n_layers)?,
+            noise_refiner_adaln: AdaLn::new(weights, config, "noise_refiner", config.n_refiner_layers)?,
+            layers_adaln: AdaLn::new(weights, config, "layers", config.n_layers)?,
             x_embedder: weights.linear("all_x_embedder.2-1", config.patch_dim(), dim, true)?,
             final_linear: weights.linear("all_final_layer.2-1.linear", dim, config.patch_dim(), true)?,
             final_modulation: weights.linear("all_final_layer.2-1.adaLN_modulation.1", adaln_dim, dim, true)?,
@@ -124,23 +130,27 @@ impl Transformer {
             .zip(lengths.as_slice())
             .map(|(caption, &length)| with_pads(caption, &self.cap_pad_token, length))
             .collect();
-        let mut refined = Tensor::cat(&padded, 0);
+        let refined = Tensor::cat(&padded, 0);
         let rope = Tensor::cat(&caption_ropes, 0);
-        for block in &self.context_refiner {
-            refined = block.forward(refined, &lengths, &rope, &block.unmodulated());
-        }
+        let factors: Vec<Factors> = self.context_refiner.iter().map(|block| Factors::of(block.norms())).collect();
+        let refined = through(&self.context_refiner, &factors, refined, &lengths, &rope);
 
         let image_ropes: Vec<Tensor> =
             lengths.as_slice().iter().map(|&length| self.rope.lookup(&grid.positions(length))).collect();
         let unified: Vec<&Tensor> =
             image_ropes.iter().zip(&caption_ropes).flat_map(|(x, caption)| [x, caption]).collect();
         let image_len = grid.padded_tokens();
+        let image_lengths = Lengths::new(vec![image_len; captions.len()]);
+        let unified_lengths = Lengths::new(lengths.as_slice().iter().map(|&length| image_len + length).collect());
+        for lengths in [&image_lengths, &unified_lengths] {
+            prepare_attention(refined.device(), refined.kind(), lengths, self.config.n_heads, self.config.head_dim());
+        }
         Conditioning {
             grid,
             captions: refined.split_with_sizes(lengths.as_slice(), 0),
-            image_lengths: Lengths::new(vec![image_len; captions.len()]),
+            image_lengths,
             image_rope: Tensor::cat(&image_ropes, 0),
-            unified_lengths: Lengths::new(lengths.as_slice().iter().map(|&length| image_len + length).collect()),
+            unified_lengths,
             unified_rope: Tensor::cat(&unified, 0),
         }
     }
@@ -150,10 +160,9 @@ impl Transformer {
     /// Source: `ZImageTransformerBlock.forward` and `FinalLayer.forward`, the lines on `adaLN_modulation`.
     pub(crate) fn modulate(&self, times: &[f32]) -> Modulations {
         let embedded = self.t_embedder.forward(times, self.config.t_scale, self.x_pad_token.device());
-        let modulate = |blocks: &[Block]| blocks.iter().map(|block| block.modulate(&embedded)).collect();
         Modulations {
-            noise_refiner: modulate(&self.noise_refiner),
-            layers: modulate(&self.layers),
+            noise_refiner: self.noise_refiner_adaln.modulate(&self.noise_refiner, &embedded),
+            layers: self.layers_adaln.modulate(&self.layers, &embedded),
             final_scale: self.final_modulation.forward(&embedded.silu()) + 1.0,
         }
     }
@@ -179,19 +188,17 @@ impl Transformer {
             let pads = self.x_pad_token.expand([batch, image_len - grid.tokens(), self.config.dim], false);
             x = Tensor::cat(&[x, pads], 1);
         }
-        let mut x = x.view([-1, self.config.dim]);
-        for (block, modulation) in self.noise_refiner.iter().zip(&modulations.noise_refiner) {
-            x = block.forward(x, &conditioning.image_lengths, &conditioning.image_rope, &modulation.at(step));
-        }
+        let x = x.view([-1, self.config.dim]);
+        let factors = modulations.noise_refiner.at(step);
+        let x = through(&self.noise_refiner, &factors, x, &conditioning.image_lengths, &conditioning.image_rope);
 
         let images = x.split(image_len, 0);
         let parts: Vec<&Tensor> =
             images.iter().zip(&conditioning.captions).flat_map(|(x, caption)| [x, caption]).collect();
-        let mut unified = Tensor::cat(&parts, 0);
-        for (block, modulation) in self.layers.iter().zip(&modulations.layers) {
-            unified =
-                block.forward(unified, &conditioning.unified_lengths, &conditioning.unified_rope, &modulation.at(step));
-        }
+        let unified = Tensor::cat(&parts, 0);
+        let factors = modulations.layers.at(step);
+        let unified =
+            through(&self.layers, &factors, unified, &conditioning.unified_lengths, &conditioning.unified_rope);
 
         let images: Vec<Tensor> =
             conditioning.unified_lengths.ranges().map(|(start, _)| unified.narrow(0, start, grid.tokens())).collect();

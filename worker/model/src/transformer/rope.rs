@@ -31,7 +31,7 @@ impl RopeTables {
         Self { axes: axes.collect() }
     }
 
-    /// Complex `[tokens, 1, 1, head_dim / 2]`, to be broadcast over query and key and over heads.
+    /// Complex `[tokens, 1, head_dim / 2]`, to be broadcast over heads.
     ///
     /// Source: `RopeEmbedder.__call__`.
     pub(crate) fn lookup(&self, positions: &[Position]) -> Tensor {
@@ -44,6 +44,6 @@ impl RopeTables {
                 table.index_select(0, &Tensor::from_slice(&index).to_device(table.device()))
             })
             .collect();
-        Tensor::cat(&parts, 1).unsqueeze(1).unsqueeze(1)
+        Tensor::cat(&parts, 1).unsqueeze(1)
     }
 }

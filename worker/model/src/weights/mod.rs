@@ -12,6 +12,7 @@ use shards::Found;
 pub(crate) use shards::Shards;
 
 use crate::LoadError;
+use crate::load::Precision;
 use crate::nn::{Conv, GroupNorm, Linear};
 use crate::random;
 
@@ -22,7 +23,7 @@ pub(crate) type OnRead<'a> = &'a mut dyn FnMut(u64);
 /// and types with the files, which reads nothing, and once to read.
 enum Pass<'a> {
     Check,
-    Read { device: tch::Device, kind: Kind, on_read: OnRead<'a> },
+    Read { device: tch::Device, on_read: OnRead<'a> },
 }
 
 /// The tensors of one part of the checkpoint.
@@ -30,6 +31,7 @@ pub(crate) struct Weights<'a> {
     shards: &'a Shards,
     component: &'static str,
     prefix: &'static str,
+    precision: Precision,
     pass: Pass<'a>,
     used: HashSet<String>,
     tally: Tally,
@@ -42,25 +44,32 @@ pub(crate) struct Tally {
     pub(crate) file_bytes: u64,
     /// Numbers.
     pub(crate) parameters: u64,
+    /// Bytes of the tensors as they are kept.
+    pub(crate) resident_bytes: u64,
 }
 
 impl<'a> Weights<'a> {
     /// A walk that compares and gives undefined tensors. `prefix` is put before each name.
-    pub(crate) fn check(shards: &'a Shards, component: &'static str, prefix: &'static str) -> Self {
-        Self { shards, component, prefix, pass: Pass::Check, used: HashSet::new(), tally: Tally::default() }
+    pub(crate) fn check(
+        shards: &'a Shards,
+        component: &'static str,
+        prefix: &'static str,
+        precision: Precision,
+    ) -> Self {
+        Self { shards, component, prefix, precision, pass: Pass::Check, used: HashSet::new(), tally: Tally::default() }
     }
 
-    /// A walk that reads to `device` as `kind`.
+    /// A walk that reads to `device`.
     pub(crate) fn read(
         shards: &'a Shards,
         component: &'static str,
         prefix: &'static str,
+        precision: Precision,
         device: tch::Device,
-        kind: Kind,
         on_read: OnRead<'a>,
     ) -> Self {
-        let pass = Pass::Read { device, kind, on_read };
-        Self { shards, component, prefix, pass, used: HashSet::new(), tally: Tally::default() }
+        let pass = Pass::Read { device, on_read };
+        Self { shards, component, prefix, precision, pass, used: HashSet::new(), tally: Tally::default() }
     }
 
     /// Whether this walk only compares; its tensors are undefined and must not be computed with.
@@ -68,12 +77,9 @@ impl<'a> Weights<'a> {
         matches!(self.pass, Pass::Check)
     }
 
-    /// Type that the tensors have; float32 while checking.
+    /// Type that the tensors have, but for weights in 8 bits.
     pub(crate) const fn kind(&self) -> Kind {
-        match self.pass {
-            Pass::Check => Kind::Float,
-            Pass::Read { kind, .. } => kind,
-        }
+        self.precision.kind()
     }
 
     /// Ends a walk. Refuses tensors that the walk did not ask for, unless `unused` knows them.
@@ -102,12 +108,14 @@ impl<'a> Weights<'a> {
         };
         self.tally.file_bytes += file_bytes;
         self.tally.parameters += parameters;
+        let kind = self.kind();
+        self.tally.resident_bytes += parameters * kind.elt_size_in_bytes() as u64;
         self.used.insert(key);
-        let Pass::Read { device, kind, on_read } = &mut self.pass else { return Ok(Tensor::new()) };
+        let Pass::Read { device, on_read } = &mut self.pass else { return Ok(Tensor::new()) };
         let tensor = match found {
             Found::Stored { bytes, kind: stored } => Tensor::f_from_data_size(bytes, shape, stored)
-                .and_then(|tensor| tensor.f_to_device_(*device, *kind, false, false)),
-            Found::Random => random::tensor(name, shape, *device, *kind),
+                .and_then(|tensor| tensor.f_to_device_(*device, kind, false, false)),
+            Found::Random => random::tensor(name, shape, *device, kind),
         };
         let tensor =
             tensor.map_err(|error| LoadError::Library { component: self.component, detail: error.to_string() })?;
@@ -128,6 +136,32 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`Self::tensor`].
     pub(crate) fn linears(&mut self, parts: &[(&str, i64)], inputs: i64, bias: bool) -> Result<Linear, LoadError> {
+        let (weight, bias) = self.joined(parts, inputs, bias)?;
+        Ok(if self.checks_only() { Linear::undefined(weight) } else { Linear::new(weight, bias) })
+    }
+
+    /// [`Self::linears`] for those where nearly all weights and arithmetic are; in 8 bits where the precision says so.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub(crate) fn products(&mut self, parts: &[(&str, i64)], inputs: i64, bias: bool) -> Result<Linear, LoadError> {
+        let outputs = parts.iter().map(|(_, outputs)| outputs).sum::<i64>();
+        if self.precision != Precision::Float8 || !Linear::takes_float8(outputs, inputs) {
+            return self.linears(parts, inputs, bias);
+        }
+        let (weight, bias) = self.joined(parts, inputs, bias)?;
+        // One byte instead of the kind's each, and a scale in float32 for each output.
+        let saved = (self.kind().elt_size_in_bytes() as u64 - 1) * (outputs * inputs).unsigned_abs();
+        self.tally.resident_bytes = self.tally.resident_bytes + 4 * outputs.unsigned_abs() - saved;
+        Ok(if self.checks_only() { Linear::undefined(weight) } else { Linear::float8(&weight, bias) })
+    }
+
+    fn joined(
+        &mut self,
+        parts: &[(&str, i64)],
+        inputs: i64,
+        bias: bool,
+    ) -> Result<(Tensor, Option<Tensor>), LoadError> {
         let mut weights = Vec::with_capacity(parts.len());
         let mut biases = Vec::new();
         for &(name, outputs) in parts {
@@ -137,8 +171,7 @@ impl<'a> Weights<'a> {
             }
         }
         let weight = self.join(weights)?;
-        let bias = if bias { Some(self.join(biases)?) } else { None };
-        Ok(if self.checks_only() { Linear::undefined(weight) } else { Linear::new(weight, bias) })
+        Ok((weight, if bias { Some(self.join(biases)?) } else { None }))
     }
 
     /// `name.weight` and `name.bias` of a convolution with a square kernel of `kernel` pixels.
@@ -166,6 +199,16 @@ impl<'a> Weights<'a> {
     /// As [`Self::tensor`].
     pub(crate) fn norm(&mut self, name: &str, dim: i64) -> Result<Tensor, LoadError> {
         self.tensor(&format!("{name}.weight"), &[dim])
+    }
+
+    /// [`Self::norm`] of several, `[names, dim]`.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub(crate) fn norms(&mut self, names: &[String], dim: i64) -> Result<Tensor, LoadError> {
+        let parts = names.iter().map(|name| self.norm(name, dim)).collect::<Result<Vec<_>, _>>()?;
+        let joined = self.join(parts)?;
+        Ok(if self.checks_only() { joined } else { joined.view([-1, dim]) })
     }
 
     fn join(&self, mut parts: Vec<Tensor>) -> Result<Tensor, LoadError> {

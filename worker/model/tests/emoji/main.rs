@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use imagegen_core::engine::Engine;
 use imagegen_core::spec::{Guidance, ImageSpec, RgbImage, SchedulerKind, Size};
-use imagegen_model::{LoadOptions, TorchEngine};
+use imagegen_model::{LoadOptions, Precision, TorchEngine};
 use serde_json::Value;
 
 /// Side of the pictures that are compared, and emoji in a row of the sheet.
@@ -75,18 +75,22 @@ fn options() -> LoadOptions {
     LoadOptions { threads: NonZeroUsize::new(1), ..LoadOptions::new(tests().join("models/emoji-zimage")) }
 }
 
+fn engine(precision: Precision) -> TorchEngine {
+    TorchEngine::load(&LoadOptions { precision, ..options() }, &mut |_| {}).unwrap()
+}
+
 /// Percent of the first `prompts` prompts whose picture is nearest to the right emoji, here and, of all, in the reference.
 ///
 /// One thread for libtorch: the two languages run side by side, and threads that wait for each other are slow on a busy
 /// machine.
-fn retrieval(language: &str, scheduler: SchedulerKind, prompts: usize) -> (f64, f64) {
+fn retrieval(language: &str, scheduler: SchedulerKind, prompts: usize, precision: Precision) -> (f64, f64) {
     let reference = json("fixtures/retrieval.json");
     let first_seed = reference["first_seed"].as_u64().unwrap();
     let (all, renders) = (json("models/prompts.json"), renders());
     let all = all.as_array().unwrap();
     assert_eq!(reference["prompts"], all.len());
     let prompts = &all[..prompts.min(all.len())];
-    let mut engine = TorchEngine::load(&options(), &mut |_| {}).unwrap();
+    let mut engine = engine(precision);
     let mut correct = 0;
     for (chunk, rows) in prompts.chunks(BATCH).enumerate() {
         let spec_of = |(index, row): (usize, &Value)| {
@@ -109,13 +113,13 @@ fn retrieval(language: &str, scheduler: SchedulerKind, prompts: usize) -> (f64, 
 
 #[test]
 fn english_names_give_their_emoji_as_often_as_in_diffusers() {
-    let (found, expected) = retrieval("en", SchedulerKind::FlowMatchEuler, usize::MAX);
+    let (found, expected) = retrieval("en", SchedulerKind::FlowMatchEuler, usize::MAX, Precision::Float32);
     assert!(found >= expected - 1.0, "{found:.1} % right, {expected:.1} % in diffusers");
 }
 
 #[test]
 fn chinese_names_give_their_emoji_as_often_as_in_diffusers() {
-    let (found, expected) = retrieval("zh", SchedulerKind::FlowMatchEuler, usize::MAX);
+    let (found, expected) = retrieval("zh", SchedulerKind::FlowMatchEuler, usize::MAX, Precision::Float32);
     assert!(found >= expected - 1.0, "{found:.1} % right, {expected:.1} % in diffusers");
 }
 
@@ -123,8 +127,39 @@ fn chinese_names_give_their_emoji_as_often_as_in_diffusers() {
 fn every_other_scheduler_draws_the_emoji_too() {
     use SchedulerKind::{Deis, DpmSolverPlusPlus, Heun, UniPc};
     for scheduler in [UniPc, Deis, DpmSolverPlusPlus, Heun] {
-        let (found, expected) = retrieval("en", scheduler, BATCH);
+        let (found, expected) = retrieval("en", scheduler, BATCH, Precision::Float32);
         println!("{scheduler}: {found:.1} % right");
         assert!(found >= expected - 7.0, "{scheduler}: {found:.1} % right, {expected:.1} % with Euler in diffusers");
     }
+}
+
+#[test]
+fn eight_bits_lose_at_most_one_percent_of_the_names() {
+    let (found, expected) = retrieval("en", SchedulerKind::FlowMatchEuler, usize::MAX, Precision::Float8);
+    assert!(found >= expected - 1.0, "{found:.1} % right, {expected:.1} % in diffusers");
+}
+
+#[test]
+fn pictures_in_eight_bits_are_near_those_in_sixteen() {
+    let pictures = |precision| -> Vec<RgbImage> {
+        let mut engine = engine(precision);
+        let specs: Vec<ImageSpec> = ["a red apple", "a cat", "a house", "the sun"]
+            .iter()
+            .zip(1..)
+            .map(|(prompt, seed)| spec(prompt, seed, 128, SchedulerKind::FlowMatchEuler))
+            .collect();
+        let mut batch = engine.begin(&specs).unwrap();
+        for _ in 0..8 {
+            engine.step(&mut batch).unwrap();
+        }
+        (0..specs.len()).map(|index| engine.decode(&mut batch, index).unwrap()).collect()
+    };
+    let psnr = |(a, b): (&RgbImage, &RgbImage)| {
+        let squares = a.data.iter().zip(&b.data).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum::<f64>();
+        10.0 * (255.0 * 255.0 * a.data.len() as f64 / squares).log10()
+    };
+    let (eight, sixteen) = (pictures(Precision::Float8), pictures(Precision::BFloat16));
+    let found: Vec<f64> = eight.iter().zip(&sixteen).map(psnr).collect();
+    println!("PSNR of 8 to 16 bits: {found:.1?} dB");
+    assert!(found.iter().all(|&psnr| psnr >= 35.0 && psnr.is_finite()), "{found:?}");
 }
