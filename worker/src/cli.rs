@@ -384,20 +384,6 @@ fn positive_ratio(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("expected a number above 0 and at most 1, found \"{text}\""))
 }
 
-/// A copy in another precision.
-#[derive(Debug, Clone, Args)]
-pub struct ConvertArgs {
-    /// Folder of the checkpoint, in the layout of diffusers (model_index.json beside the parts)
-    #[arg(long, env = "IMAGEGEN_MODEL", value_name = "DIR")]
-    pub model: PathBuf,
-    /// Folder of the copy; must not be there yet
-    #[arg(long, short, env = "IMAGEGEN_OUTPUT", value_name = "DIR")]
-    pub output: PathBuf,
-    /// Numbers the copy's weights are kept in: bfloat16 or float32
-    #[arg(long, env = "IMAGEGEN_PRECISION", value_name = "PRECISION")]
-    pub precision: StoredPrecision,
-}
-
 fn positive_usize(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()

@@ -127,7 +127,7 @@ where
 {
     let (ended, end) = oneshot::channel();
     let body = move || {
-        let result = catch_unwind(AssertUnwindSafe(|| run(load, warm, setup, &dispatcher)));
+        let result = catch_unwind(AssertUnwindSafe(|| run(load, warm, &setup, &dispatcher)));
         let result = result.unwrap_or_else(|payload| {
             error!(panic = message(payload.as_ref()), "The engine thread panicked.");
             Err(EngineEnd::Panicked)
@@ -145,7 +145,7 @@ where
 fn run<E: Engine, L: std::fmt::Display>(
     load: impl FnOnce(&mut dyn FnMut(LoadProgress)) -> Result<E, L>,
     warm: fn(&mut E),
-    setup: Setup,
+    setup: &Setup,
     dispatcher: &Dispatcher,
 ) -> Result<(), EngineEnd> {
     let start = Instant::now();

@@ -353,7 +353,6 @@ type EngineStart = Result<oneshot::Receiver<Result<(), EngineEnd>>, EngineEnd>;
 fn torch_engine(
     model: Option<PathBuf>,
     settings: EngineSettings,
-    allocator: Option<Allocator>,
     setup: Setup,
     dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {
@@ -366,7 +365,6 @@ fn torch_engine(
 fn torch_engine(
     _model: Option<PathBuf>,
     _settings: EngineSettings,
-    _allocator: Option<Allocator>,
     _setup: Setup,
     _dispatcher: &Arc<Dispatcher>,
 ) -> Result<EngineStart, ServeError> {

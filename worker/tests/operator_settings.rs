@@ -30,7 +30,7 @@ fn yaml_files(folder: &str) -> Vec<PathBuf> {
 
 /// The worker's command line that means the same as the ConfigMap made for `imagegen`.
 fn arguments(imagegen: &ImageGen) -> Vec<String> {
-    let facts = Facts { claim: ClaimFact::Found { access_modes: vec!["ReadWriteMany".into()] } };
+    let facts = Facts { claim: ClaimFact::Found { access_modes: vec!["ReadWriteMany".into()] }, ..Facts::default() };
     let operator = OperatorSettings {
         worker_image: "registry.example/imagegen-worker:1".into(),
         operator_namespace: "imagegen-system".into(),

@@ -158,10 +158,11 @@ impl<'a> World<'a> {
             Event::Finish { worker, epoch, request } => self.finish_request(worker, epoch, request),
             Event::Started { worker, epoch } => self.started(worker, epoch),
             Event::DrainEnds { worker } => self.drain_ends(worker),
-            Event::NeighbourComes => match self.scenario.trouble {
-                Trouble::Neighbour { share } => self.neighbour(share),
-                _ => {}
-            },
+            Event::NeighbourComes => {
+                if let Trouble::Neighbour { share } = self.scenario.trouble {
+                    self.neighbour(share);
+                }
+            }
             Event::NeighbourLeaves => self.neighbour(0.0),
             Event::Crash => self.crash(),
             Event::Tick => self.tick(),

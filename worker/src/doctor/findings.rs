@@ -74,6 +74,7 @@ fn fit(model: &Model, facts: &Facts) -> Finding {
     let bytes_each = match model.precision {
         Precision::Float32 => 4,
         Precision::BFloat16 => 2,
+        Precision::Float8 => 1,
     };
     let weights = parameters * bytes_each;
     let what = format!("{}: {} GiB of weights in {}", model.name, gib(weights), model.precision);
@@ -86,7 +87,10 @@ fn fit(model: &Model, facts: &Facts) -> Finding {
                 .change("use bfloat16, half the size")
                 .command("imagegen-worker serve --precision bfloat16"),
             Precision::BFloat16 => Finding::error("model", at_most)
-                .change("use a card with more memory; float8 and int4 weights are not served yet")
+                .change("use float8, half the size, on a card with 8-bit products, or a card with more memory")
+                .command("imagegen-worker serve --precision float8"),
+            Precision::Float8 => Finding::error("model", at_most)
+                .change("use a card with more memory; int4 weights are not served yet")
                 .command("imagegen-worker profiles"),
         };
     }

@@ -55,16 +55,6 @@ impl History {
             before: self.before.as_ref().map(&part),
         }
     }
-
-    /// That of image `index` alone, as views that take no memory.
-    pub(crate) fn at(&self, index: i64) -> Self {
-        let at = |tensor: &Tensor| tensor.narrow(0, index, 1);
-        Self {
-            predictions: self.predictions.iter().map(at).collect(),
-            last_base: self.last_base.as_ref().map(at),
-            before: self.before.as_ref().map(at),
-        }
-    }
 }
 
 impl Multistep {
