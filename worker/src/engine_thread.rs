@@ -154,7 +154,7 @@ fn run<E: Engine, L: std::fmt::Display>(
     let engine = load(&mut |progress| dispatcher.loading(progress, share));
     let engine = engine.map_err(|error| EngineEnd::Load(error.to_string()))?;
     // Dropped only on a clean end: destructors that talk to a dead device would hang or abort.
-    let mut world = ManuallyDrop::new(World::new(engine, &setup, dispatcher));
+    let mut world = ManuallyDrop::new(World::new(engine, setup, dispatcher));
     let model = world.engine.model().clone();
     info!(
         model = model.name,
