@@ -117,12 +117,9 @@ impl Loop {
     fn look(&mut self, key: &Key) {
         let found = self.contexts.iter().find_map(|context| Some((context.clone(), context.look(key, Moment::now())?)));
         let Some((context, looked)) = found else { return };
-        let Looked { view, actions, decision, next_look } = looked;
+        let Looked { view, actions, next_look, .. } = looked;
         if !context.leadership.holds() {
             return;
-        }
-        if let Some(decision) = decision {
-            context.metrics.decided(decision.class.name(), decision.replicas.cmp(&decision.before));
         }
         let now = Instant::now();
         let wakes = self.watched.get(key).is_none_or(|watched| is_worth_a_reconcile(watched, &view, now));

@@ -188,7 +188,12 @@ impl Context {
         let ours = deployment.as_deref().filter(|deployment| owner(*deployment, imagegen) == Owner::Us);
         let (workers, pods) = (self.reports.fleet(&key.0, &key.1, now), self.reports.pods(&key.0, &key.1));
         let seen = Seen { imagegen, deployment: ours, workers: &workers, pods: &pods };
-        self.scaler.look(key, &seen, now)
+        let looked = self.scaler.look(key, &seen, now);
+        // Here, since a reconcile and the loop beside it both decide.
+        if let Some(decision) = looked.decision.as_ref().filter(|_| self.leadership.holds()) {
+            self.metrics.decided(decision.class.name(), decision.replicas.cmp(&decision.before));
+        }
+        looked
     }
 
     fn objects(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Tracked>> {

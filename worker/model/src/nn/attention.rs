@@ -196,6 +196,7 @@ mod tests {
     #[test]
     fn keys_are_shared_by_neighbouring_queries() {
         let options = (Kind::Float, Device::Cpu);
+        let _generator = crate::noise::generator(1);
         let random = |heads| Tensor::randn([7, heads, 8], options);
         let (query, key, value) = (random(4), random(2), random(2));
         let lengths = Lengths::new(vec![3, 4]);

@@ -127,6 +127,7 @@ mod tests {
     #[test]
     fn every_size_is_covered_once() {
         for (height, width) in [(8, 8), (9, 8), (6, 20), (12, 12), (13, 14), (24, 25), (1, 30)] {
+            let _generator = crate::noise::generator(1);
             let latents = Tensor::randn([2, 4, height, width], (Kind::Float, Device::Cpu));
             let (tiled, whole) = (TILES.decode(&latents, repeat), repeat(&latents));
             assert_eq!(tiled.size(), whole.size());
