@@ -104,7 +104,7 @@ async fn run(
             }
             let Ok(secret) = secrets.get(&format!("{name}-admin-tls")).await else { continue };
             let address = IpAddr::V4(network(hosts.next().unwrap()));
-            let worker = Worker { work: work.clone(), shares: shares.clone() };
+            let worker = Worker { work: work.clone(), shares: shares.clone(), drain_id: watch::Sender::default() };
             workers.insert(pod.clone(), tokio::spawn(worker.serve(SocketAddr::new(address, ADMIN_PORT), secret)));
             let condition = |kind: &str| json!({"type": kind, "status": "True"});
             let status = json!({"status": {
@@ -124,6 +124,8 @@ async fn run(
 struct Worker {
     work: watch::Receiver<Work>,
     shares: watch::Receiver<usize>,
+    /// Empty while it is not told to drain. What it has to do is done at once then.
+    drain_id: watch::Sender<String>,
 }
 
 impl Worker {
@@ -141,6 +143,10 @@ impl Worker {
         let Work::Seconds(total) = *self.work.borrow() else { return None };
         let wait_seconds = total / *self.shares.borrow() as f64;
         let busy = u32::from(total > 0.0);
+        let drain_id = self.drain_id.borrow().clone();
+        if !drain_id.is_empty() {
+            return Some(WorkerReport { state: WorkerState::Drained.into(), drain_id, ..WorkerReport::default() });
+        }
         Some(WorkerReport {
             state: WorkerState::Serving.into(),
             has_capacity: true,
@@ -173,12 +179,14 @@ impl AdminService for Worker {
         Ok(Response::new(Box::pin(reports)))
     }
 
-    async fn drain(&self, _request: Request<DrainRequest>) -> Result<Response<DrainReply>, Status> {
-        Err(Status::unimplemented("no test drains these workers"))
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainReply>, Status> {
+        self.drain_id.send_replace(request.into_inner().id);
+        Ok(Response::new(DrainReply::default()))
     }
 
     async fn resume(&self, _request: Request<ResumeRequest>) -> Result<Response<ResumeReply>, Status> {
-        Err(Status::unimplemented("no test drains these workers"))
+        self.drain_id.send_replace(String::new());
+        Ok(Response::new(ResumeReply::default()))
     }
 
     async fn trim(&self, _request: Request<TrimRequest>) -> Result<Response<TrimReply>, Status> {
