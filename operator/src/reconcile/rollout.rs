@@ -126,7 +126,7 @@ pub fn replicas(seen: &Seen, step: Step, wanted: i32, mode: AutoscalingMode) -> 
     let automatic = mode != AutoscalingMode::Disabled;
     match step {
         Step::Hold | Step::Pause => wanted.min(current),
-        Step::Apply | Step::RollBack if automatic && wanted > 0 && seen.counts.rolling_out() => wanted.max(current),
+        Step::Apply | Step::RollBack if automatic && wanted > 0 && seen.counts.any_outdated() => wanted.max(current),
         Step::Apply | Step::RollBack => wanted,
     }
 }

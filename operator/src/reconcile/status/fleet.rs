@@ -72,7 +72,13 @@ impl Counts {
         self.current && self.replicas > 0 && self.available == self.replicas
     }
 
-    /// Some worker has an older spec.
+    /// Some worker has an older spec. The generation also moves with the size: until the controller has seen it, its
+    /// numbers say nothing new.
+    pub(in crate::reconcile) fn any_outdated(&self) -> bool {
+        self.current && self.replicas > self.updated
+    }
+
+    /// Some worker has an older spec, or may have one.
     pub(in crate::reconcile) fn rolling_out(&self) -> bool {
         !self.current || self.updated < self.replicas.min(self.desired) || self.replicas > self.updated
     }
