@@ -160,7 +160,7 @@ pub(crate) fn prepare(device: Device, kind: Kind, lengths: &Lengths, heads: i64,
     }
 }
 
-/// Each shape that [`prepare`] decided on, with what computes it.
+/// Each shape that `prepare` decided on, with what computes it.
 #[must_use]
 pub fn attention_choices() -> Vec<(String, AttentionBackend)> {
     let name = |shape: &Shape| {
