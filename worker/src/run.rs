@@ -159,7 +159,6 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
     settings.fill_in(profile.as_ref());
     let precision = precision.or_else(|| profile.as_ref()?.precision());
     let suited_buckets = profile.map(|profile| profile.buckets);
-    let has_chosen_buckets = buckets.is_some();
     let limits = Limits { max_pixels, max_steps, max_images_per_request };
     let rules = RuleSettings {
         limits,
@@ -279,8 +278,8 @@ pub async fn serve(args: ServeArgs, mut settings: Settings, host: Host) -> Resul
         }
         EngineChoice::Torch => {
             let engine = EngineSettings { precision, vae_tiling, device, threads, allocator, random_weights };
-            // The built-in classes reach sizes that take a processor minutes: there, only what a user chose is measured.
-            let is_measured = device != crate::device::Device::Cpu || has_chosen_buckets;
+            // A processor would take minutes for what a GPU does in seconds, at every start.
+            let is_measured = matches!(device, crate::device::Device::Cuda(_));
             let key = is_measured.then(|| table_cache::key(model.as_deref(), &engine, &gpu.borrow()));
             let setup = setup(device::reading(&options), key);
             torch_engine(model, engine, setup, &dispatcher)?
