@@ -45,7 +45,8 @@ tree:
 	@[ $(LIBTORCH) = 2.5.1 ] || $(S)/tree.sh $(LIBTORCH)
 worker: tree ## Release build of the worker (LIBTORCH=2.11 for the newer libtorch)
 	@$(S)/setup.sh build
-	$(CARGO) build --locked --release -p imagegen-worker
+	@# With the features that the three programs together select, so that `programs` has nothing to compile again.
+	$(CARGO) build --locked --release -p imagegen-worker -p imagegen-operator -p imagegen --bin imagegen-worker
 operator cli: programs
 programs: tree ## Release build of worker, operator and client
 	@$(S)/setup.sh build
